@@ -1,0 +1,38 @@
+"""What can go wrong through no fault of the program: said in one message, exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A value, file or folder of the user's that cannot be used; the message says what to do instead."""
+
+
+class ReadError(InputError):
+    """One image that cannot be read.
+
+    Args:
+        name: the file, as the user knows it.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type["ReadError"], tuple[str, str]]:  # it travels between processes
+        return ReadError, (self.name, self.reason)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not among the known ones; it suggests the nearest.
+
+    Example:
+        >>> str(unknown("network", "resnet21", ["resnet20", "tutorial"]))
+        "unknown network 'resnet21'. Did you mean 'resnet20'? Known: resnet20, tutorial"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    listed = ", ".join(names) if len(names) <= 24 else ", ".join(names[:24]) + ", ..."
+    return InputError(f"unknown {what} '{name}'.{hint} Known: {listed}")

@@ -1,0 +1,1 @@
+"""The network, from scratch: shortcut, block, stem, network, zoo. Never imports data."""
