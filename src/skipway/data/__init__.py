@@ -1,0 +1,1 @@
+"""Images in: sources, splits, preprocessing, augmentation, batches. Never imports nn."""

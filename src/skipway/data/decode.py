@@ -1,0 +1,108 @@
+"""One image file or byte string -> a uint8 tensor, by stated rules, or a ReadError that says why not.
+
+Rules: the formats below and no others; EXIF orientation is applied; animated images give their first frame;
+transparency is laid over white; palettes, CMYK and other colour spaces become RGB; 16-bit grey is divided by
+257; 32-bit and float grey is stretched from its own minimum and maximum; grey becomes three equal channels where
+three are asked for, colour becomes luma (ITU-R 601) where one is.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
+from torch import Tensor
+
+from skipway.errors import ReadError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", TiffImagePlugin.TiffImageFile.format, WebPImagePlugin.WebPImageFile.format)
+SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm".split())
+MAX_PIXELS = 100_000_000
+
+
+def read_size(file: Path | bytes, name: str = "") -> tuple[int, int]:
+    """Width and height from the header alone, before EXIF orientation.
+
+    Raises:
+        ReadError: not an image of the allowed formats, or too large.
+    """
+    with _opened(file, name or str(file)) as image:
+        return image.size
+
+
+def decode(file: Path | bytes, channels: int, name: str = "") -> Tensor:
+    """Decode one image.
+
+    Args:
+        file: a path, or the file's bytes.
+        channels: 1 or 3.
+        name: what to call it in an error.
+
+    Returns:
+        (channels, H, W) uint8.
+
+    Raises:
+        ReadError: it cannot be read, for whatever reason.
+    """
+    name = name or str(file)
+    with _opened(file, name) as image:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters comes as an exception
+                return from_pil(image, channels)
+        except MemoryError as error:
+            raise ReadError(name, "does not fit into memory") from error
+        except Exception as error:  # a decoder may raise anything on hostile bytes
+            raise ReadError(name, _reason(error)) from error
+
+
+def from_pil(image: Image.Image, channels: int) -> Tensor:
+    """A Pillow image -> (channels, H, W) uint8, by the rules above."""
+    image = ImageOps.exif_transpose(image) or image
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        above = image.convert("RGBA")
+        white = Image.new("RGBA", above.size, "white")
+        image = Image.alpha_composite(white, above)
+    image = image.convert("L" if channels == 1 else "RGB")
+    array = np.array(image)  # (H, W) or (H, W, 3)
+    return torch.from_numpy(array).reshape(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+
+
+def _to_8_bits(grey: np.ndarray) -> np.ndarray:
+    """Deeper grey -> uint8: whole numbers that fit 16 bits by 257, everything else from its own range."""
+    if np.issubdtype(grey.dtype, np.integer) and grey.min() >= 0 and grey.max() <= 65535:
+        return ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    grey = np.nan_to_num(grey.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = grey.min(), grey.max()
+    return ((grey - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
+
+
+def _opened(file: Path | bytes, name: str) -> Image.Image:
+    """The image with its header read and its size checked."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    except Exception as error:
+        raise ReadError(name, _reason(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height}"
+        image.close()
+        raise ReadError(name, f"{size} pixels are more than the {MAX_PIXELS:,} that are read")
+    return image
+
+
+def _reason(error: Exception) -> str:
+    """An exception of Pillow's in a few words."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or of a format that is not read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than the {MAX_PIXELS:,} pixels that are read"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    text = " ".join(str(error).split())
+    return text[:120] or type(error).__name__

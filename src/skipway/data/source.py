@@ -1,0 +1,127 @@
+"""Source: what every data set looks like to the rest of skipway, and `open_source`, which makes one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from skipway.errors import InputError, unknown
+from skipway.spec import DataSpec
+
+
+class Source(Protocol):
+    """Images with labels, and what the data itself knows about its splits.
+
+    Attributes:
+        classes: class names; a label is a position in them.
+        labels: (N,) int64.
+        splits: "train", "val", "test" -> (n,) int64 sample indices; only those that the data itself has, and
+            none where it is one undivided set.
+        channels: 1 or 3.
+        images: (N, C, H, W) uint8 where the whole set lives in memory, else None.
+        size: (height, width) where all images are alike, else None.
+        bad: files left out when the source was opened: name -> reason.
+    """
+
+    classes: tuple[str, ...]
+    labels: Tensor
+    splits: dict[str, Tensor]
+    channels: int
+    images: Tensor | None
+    size: tuple[int, int] | None
+    bad: dict[str, str]
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What a person calls the sample: its path, or its place in the file."""
+        ...
+
+    def read(self, index: int) -> Tensor:
+        """One image, (C, H, W) uint8. Raises ReadError."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """A data set that lives in memory as one tensor.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        classes: class names.
+        splits: as in Source.
+        title: how samples are named: "title[index]".
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    splits: dict[str, Tensor]
+    title: str
+    bad: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.images.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of every image."""
+        return self.images.shape[2], self.images.shape[3]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """`title[index]`."""
+        return f"{self.title}[{index}]"
+
+    def read(self, index: int) -> Tensor:
+        """One image, (C, H, W) uint8."""
+        return self.images[index]
+
+
+def consecutive(counts: dict[str, int]) -> dict[str, Tensor]:
+    """Splits that lie one behind the other: {"train": 3, "test": 2} -> indices 0..2 and 3..4."""
+    splits, start = {}, 0
+    for name, count in counts.items():
+        splits[name] = torch.arange(start, start + count)
+        start += count
+    return splits
+
+
+def open_source(spec: DataSpec) -> Source:
+    """Open a data set: a built-in one by name, a folder of images, or a folder of parquet files.
+
+    Built-in names win; write ./NAME for a folder of the same name.
+
+    Raises:
+        InputError: nothing there, nothing in it, fewer than two classes, or damaged beyond use.
+    """
+    from skipway.data.builtin import BUILTIN
+
+    if not spec.path:
+        raise InputError(f"name the data: a folder, or one of {', '.join(BUILTIN)}")
+    path = Path(spec.path).expanduser()
+    if spec.path in BUILTIN:
+        source: Source = BUILTIN[spec.path]()
+    elif not path.exists():
+        looks_like_name = "/" not in spec.path and "." not in spec.path
+        raise unknown("data set", spec.path, BUILTIN) if looks_like_name else InputError(f"no such folder: {path}")
+    elif not path.is_dir():
+        raise InputError(f"{path} is a file; name the folder that holds the images")
+    elif any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
+        from skipway.data.parquet import open_parquet
+
+        source = open_parquet(path, stop=spec.bad_files == "stop")
+    else:
+        from skipway.data.folder import FolderSource
+
+        source = FolderSource(path, stop=spec.bad_files == "stop")
+    if len(source.classes) < 2:
+        raise InputError(f"{spec.path} has one class only ('{source.classes[0]}'): there is nothing to tell apart")
+    return source
