@@ -1,0 +1,72 @@
+"""skipway: build, train, see and ship residual networks.
+
+    import skipway
+
+    network = skipway.build("resnet20", num_classes=10)
+    run = skipway.train("photos/", network="resnet18")
+    skipway.evaluate(run)
+    skipway.load(run.folder).predict(["bee.jpg"])
+
+Everything is imported when it is first used, so `import skipway` is instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skipway.errors import InputError, ReadError
+    from skipway.evaluation.evaluate import Evaluation, evaluate
+    from skipway.nn.describe import Description, describe
+    from skipway.nn.network import ResNet, build
+    from skipway.run import Run
+    from skipway.shipping.predictor import Prediction, Predictor, load
+    from skipway.spec import AugmentSpec, DataSpec, NetworkSpec, RunSpec, StageSpec, TrainSpec
+    from skipway.training.loop import train
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "errors": ("InputError", "ReadError"),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "nn.describe": ("Description", "describe"),
+    "nn.network": ("ResNet", "build"),
+    "run": ("Run",),
+    "shipping.predictor": ("Prediction", "Predictor", "load"),
+    "spec": ("AugmentSpec", "DataSpec", "NetworkSpec", "RunSpec", "StageSpec", "TrainSpec"),
+    "training.loop": ("train",),
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "AugmentSpec",
+    "DataSpec",
+    "Description",
+    "Evaluation",
+    "InputError",
+    "NetworkSpec",
+    "Prediction",
+    "Predictor",
+    "ReadError",
+    "ResNet",
+    "Run",
+    "RunSpec",
+    "StageSpec",
+    "TrainSpec",
+    "build",
+    "describe",
+    "evaluate",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'skipway' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"skipway.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,107 @@
+"""Pictures of a run: how the loss fell, and where the network is most wrong."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from skipway.data.source import Source
+from skipway.errors import ReadError
+from skipway.evaluation.metrics import Scores
+
+TRAIN, VAL, BEST, QUIET = "#0072b2", "#d55e00", "#009e73", "#777777"  # told apart by the colour-blind too
+
+
+def curves(metrics: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], title: str) -> bytes:
+    """Loss, accuracy and learning rate over the epochs.
+
+    Args:
+        metrics: one object an epoch, as in metrics.jsonl; at least one.
+        steps: one object a step, as in steps.jsonl.
+        title: what stands above.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in metrics]
+    best = max(metrics, key=lambda row: row["val_accuracy"])
+    if steps:
+        per_epoch = max(row["step"] for row in steps) / max(row["epoch"] for row in steps)
+        at = [row["step"] / per_epoch for row in steps]
+        loss.plot(at, [row["loss"] for row in steps], color=TRAIN, alpha=0.25, linewidth=0.7, label="a step")
+        rate.plot(at, [row["lr"] for row in steps], color=QUIET)
+    loss.plot(epochs, [row["train_loss"] for row in metrics], color=TRAIN, label="train")
+    loss.plot(epochs, [row["val_loss"] for row in metrics], color=VAL, label="validation")
+    accuracy.plot(epochs, [100 * row["train_accuracy"] for row in metrics], color=TRAIN, label="train (augmented)")
+    accuracy.plot(epochs, [100 * row["val_accuracy"] for row in metrics], color=VAL, label="validation")
+    accuracy.plot(best["epoch"], 100 * best["val_accuracy"], "o", color=BEST, label=f"best {best['val_accuracy']:.2%}")
+    for axes, name in ((loss, "loss (nats)"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
+        _plain(axes)
+        axes.set_xlabel("epoch")
+        axes.set_title(name, fontsize=10)
+    loss.legend(frameon=False, fontsize=8)
+    accuracy.legend(frameon=False, fontsize=8, loc="lower right")
+    return _png(figure)
+
+
+def mistakes(source: Source, scores: Scores, classes: tuple[str, ...], title: str, *, num: int = 24) -> bytes:
+    """The most confident errors, each with its true and its predicted name.
+
+    Args:
+        source: where the images are.
+        scores: what the network said.
+        classes: names.
+        title: what stands above.
+        num: how many at the most.
+
+    Returns:
+        A PNG.
+    """
+    confidence, predicted = scores.probabilities.max(1)
+    wrong = (predicted != scores.labels).nonzero()[:, 0]
+    worst = wrong[confidence[wrong].argsort(descending=True)][:num].tolist()
+    columns = 8
+    rows = max(1, -(-len(worst) // columns))
+    figure = Figure(figsize=(11, 1.9 * rows + 0.5), dpi=110, layout="constrained")
+    figure.suptitle(f"{title}: {len(wrong)} of {len(scores.labels)} wrong, the most confident first", fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid:
+        axes.axis("off")
+    for axes, i in zip(grid, worst, strict=False):
+        image = _readable(source, int(scores.indices[i]))
+        if image is None:
+            continue
+        axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(
+            f"{_short(classes[int(scores.labels[i])])}\nnot {_short(classes[int(predicted[i])])} {confidence[i]:.0%}",
+            fontsize=8,
+        )
+    return _png(figure)
+
+
+def _readable(source: Source, index: int) -> Tensor | None:
+    try:
+        return source.read(index)
+    except ReadError:
+        return None  # gone since it was scored
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

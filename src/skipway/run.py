@@ -1,0 +1,265 @@
+"""The run folder: the one thing that stages hand to each other. It holds data and knows no verb.
+
+    spec.toml            everything the run was made from, resolved
+    classes.json         class names, in the order of the logits
+    preprocess.json      size and normalisation
+    metrics.jsonl        one object an epoch
+    steps.jsonl          one object a step: epoch, step, loss, lr
+    weights.safetensors  the best on validation; classes, preprocessing and spec in its metadata
+    last.safetensors     what training needs to go on
+    curves.png mistakes.png
+    summary.json         how it ended
+
+Nothing in it is a pickle. Every file is written beside its place and then moved there.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from skipway.data.preprocess import Preprocess
+from skipway.errors import InputError
+from skipway.nn.network import ResNet, build
+from skipway.spec import RunSpec, from_toml, to_toml
+
+FORMAT = "skipway-1"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with all that is needed to use it.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        spec: the run's.
+        classes: names, in the order of the logits.
+        preprocess: from image to input.
+    """
+
+    network: ResNet
+    spec: RunSpec
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+
+class Run:
+    """A run folder. Open an existing one with Run.open, start one with Run.create."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @staticmethod
+    def open(folder: str | Path) -> "Run":
+        """The run in a folder. Raises InputError where there is none."""
+        folder = Path(folder)
+        if not folder.exists():
+            raise InputError(f"no such run folder: {folder}")
+        if not (folder / "spec.toml").is_file():
+            raise InputError(f"{folder} is not a run folder: it has no spec.toml")
+        return Run(folder)
+
+    @staticmethod
+    def create(folder: Path, spec: RunSpec, classes: tuple[str, ...], preprocess: Preprocess) -> "Run":
+        """Start a run in a new or empty folder. Raises InputError where it cannot be written."""
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file; --out names a folder")
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and is not a run folder; choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        run = Run(folder)
+        run.write_text("classes.json", json.dumps(list(classes), indent=1))
+        run.write_text("preprocess.json", preprocess.to_json())
+        run.write_text("summary.json", json.dumps({"status": "running"}))
+        run.write_text("spec.toml", to_toml(spec))  # last: a folder with it is a whole run
+        return run
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the run was made from."""
+        return from_toml(self.read_text("spec.toml"))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return tuple(_from_json(self.read_text("classes.json"), self.folder / "classes.json"))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From image to input."""
+        return Preprocess.from_json(self.read_text("preprocess.json"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How it ended: status, best epoch, accuracies, ..."""
+        return _from_json(self.read_text("summary.json"), self.folder / "summary.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return (self.folder / "summary.json").is_file() and self.summary.get("status") == "finished"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One object an epoch; accuracies in [0, 1]."""
+        return self._lines("metrics.jsonl")
+
+    def steps(self) -> list[dict[str, Any]]:
+        """One object a training step: epoch, step, loss, lr."""
+        return self._lines("steps.jsonl")
+
+    def model(self) -> Model:
+        """The best network on validation, with its classes and preprocessing. Raises InputError."""
+        return load_model(self.folder / "weights.safetensors")
+
+    def network(self) -> ResNet:
+        """The best network on validation, in evaluation mode. Raises InputError."""
+        return self.model().network
+
+    def read_text(self, name: str) -> str:
+        """A file of the run. Raises InputError where it is missing or no text."""
+        try:
+            return (self.folder / name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.folder / name} cannot be read: {error}") from error
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the run whole, or not at all."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file of the run whole, or not at all."""
+        target = self.folder / name
+        beside = target.with_name(f".{name}.tmp")
+        try:
+            beside.write_bytes(content)
+            os.replace(beside, target)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace a .jsonl file."""
+        self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def append_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add to a .jsonl file."""
+        with (self.folder / name).open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_weights(self, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write weights.safetensors, able to predict by itself."""
+        metadata = {
+            "format": FORMAT,
+            "spec": to_toml(self.spec),
+            "classes": json.dumps(list(self.classes)),
+            "preprocess": self.preprocess.to_json(),
+            "facts": json.dumps(dict(facts)),
+        }
+        self.write_bytes("weights.safetensors", save(_contiguous(state), metadata))
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
+        if not path.exists():
+            return []
+        return [_from_json(line, path) for line in self.read_text(name).splitlines()]
+
+
+def load_model(path: str | Path) -> Model:
+    """The network in a weights.safetensors, or in a run folder.
+
+    Raises:
+        InputError: not such a file, damaged, or its weights do not fit its spec.
+    """
+    path = Path(path)
+    if path.is_dir():
+        Run.open(path)
+        path = path / "weights.safetensors"
+    state, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} holds weights but not the classes, preprocessing and spec of a skipway run")
+    spec = from_toml(metadata["spec"])
+    network = build(spec.network)
+    load_state(network, state, str(path))
+    classes = tuple(_from_json(metadata["classes"], path))
+    return Model(network.eval(), spec, classes, Preprocess.from_json(metadata["preprocess"]))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"no such weights file: {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def load_state(network: torch.nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Put a state dict into a network, or say which tensors do not fit.
+
+    Raises:
+        InputError: tensors are missing, left over, or of other shapes.
+    """
+    own = network.state_dict()
+    wrong = [
+        f"{key} is {list(state[key].shape)}, the network's is {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
+    wrong += [f"{key} is missing" for key in missing] + [f"{key} has no place" for key in extra]
+    if wrong:
+        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise InputError(f"the weights in {name} do not fit the network: {shown}")
+    network.load_state_dict(dict(state))
+
+
+def next_folder(base: Path, data: str, network: str) -> Path:
+    """The first free `base/<data>-<network>-<n>`."""
+    stem = run_stem(data, network)
+    taken = [int(m[1]) for p in _children(base) if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    return base / f"{stem}-{max(taken, default=0) + 1}"
+
+
+def run_stem(data: str, network: str) -> str:
+    """`<data>-<network>` as a folder's name."""
+    name = Path(data).expanduser().resolve().name if "/" in data or data in (".", "..") else data
+    return re.sub(r"[^\w.+-]+", "_", f"{name}-{network}")
+
+
+def unfinished(base: Path, spec: RunSpec) -> "Run | None":
+    """The newest run below `base` that is not finished and was made from an equal spec."""
+    found = []
+    for folder in _children(base):
+        try:
+            run = Run.open(folder)
+            if not run.finished and run.spec == spec:
+                found.append((folder.stat().st_mtime, run))
+        except InputError:
+            continue  # not a run, or one that cannot be read: not ours to continue
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _children(base: Path) -> list[Path]:
+    return [p for p in base.iterdir() if p.is_dir()] if base.is_dir() else []
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors wants them: on the CPU, dense, none sharing memory."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+
+
+def _from_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,1 @@
+"""Finding the weights: plan, loop, optimizer, schedule, progress."""

@@ -1,0 +1,67 @@
+"""last.safetensors: what training needs to go on from the last whole epoch."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+from skipway.run import Run, load_state, read_safetensors
+from skipway.training.optim import Average
+
+NAME = "last.safetensors"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: whole epochs done, steps done, and the best epoch so far (0: none)."""
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = 0.0
+
+
+def save_last(
+    run: Run, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> None:
+    """Write the state of training."""
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    if average:
+        tensors |= {f"average.{k}": v for k, v in average.network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    run.write_bytes(NAME, save(tensors, {"position": json.dumps(asdict(position))}))
+
+
+def load_last(
+    run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> Position:
+    """Put the state of training back into its parts.
+
+    Raises:
+        InputError: the file is missing, damaged, or another network's.
+    """
+    path = run.folder / NAME
+    tensors, metadata = read_safetensors(path)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    load_state(network, part("network."), str(path))
+    if average:
+        load_state(average.network, part("average."), str(path))
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in part("optimizer.").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    try:
+        return Position(**json.loads(metadata["position"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error!r}") from error

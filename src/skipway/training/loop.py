@@ -1,0 +1,318 @@
+"""The training loop: one straight way from a spec to a run folder.
+
+    plan -> run folder -> epochs of (steps, validation, checkpoint) -> best weights -> test, pictures, summary
+
+Best is chosen on validation; the test split is touched once, at the end.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from skipway import randomness
+from skipway.data.augment import Augment
+from skipway.data.loader import Batch, make_loader
+from skipway.data.preprocess import measure
+from skipway.errors import InputError
+from skipway.evaluation.metrics import Scores, score
+from skipway.evaluation.pictures import curves, mistakes
+from skipway.nn.network import build
+from skipway.recipes import Settings, apply, compose
+from skipway.run import Run, load_model, load_state
+from skipway.spec import NetworkSpec, RunSpec
+from skipway.training.checkpoint import Position, load_last, save_last
+from skipway.training.loss import cross_entropy, num_right
+from skipway.training.machine import keep_freed_memory
+from skipway.training.optim import Average, clip_gradient, make_optimizer, schedule, set_lr
+from skipway.training.place import find_place
+from skipway.training.plan import Plan, make_plan
+from skipway.training.progress import StopRequested, StopSignals, View
+
+VAL_BATCH = 256
+
+
+def train(
+    data: str | Path | RunSpec,
+    *,
+    network: str | NetworkSpec | None = None,
+    recipe: str = "",
+    config: str | Path | None = None,
+    settings: Settings | None = None,
+    out: str | Path | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train a residual network, or go on with an unfinished run of the same spec.
+
+    Args:
+        data: a built-in data set's name, a folder, or a complete RunSpec (then only `out` and `console` count).
+        network: a zoo name or a spec; default: the recipe's.
+        recipe: a recipe's name; default: "default".
+        config: a TOML file laid over the recipe.
+        settings: section -> field -> value, laid over both: {"train": {"epochs": 5}}.
+        out: the run folder; default: the newest unfinished run of an equal spec, else runs/<data>-<network>-<n>.
+        console: where to show progress.
+
+    Returns:
+        The run. `run.summary["status"]` is "finished", or "stopped" after Ctrl-C; the same call then goes on.
+
+    Raises:
+        InputError: data, network, settings or folder cannot be used; nothing was changed.
+
+    Example:
+        >>> run = skipway.train("photos", network="resnet18", settings={"train": {"epochs": 5}})  # doctest: +SKIP
+    """
+    if isinstance(data, RunSpec):
+        asked = data
+    else:
+        asked = compose(str(data), recipe=recipe, config=Path(config) if config else None, settings=settings)
+        if isinstance(network, NetworkSpec):
+            asked = replace(asked, network=network)
+        elif network:
+            asked = apply(asked, {"network": {"name": network, **(settings or {}).get("network", {})}})
+    console = console or Console()
+    plan = make_plan(asked)
+    place = find_place(plan.spec, Path(out) if out else None)
+    if place.finished:
+        console.print(f"{place.folder} is finished; nothing to do. Choose another --out for a new run.")
+        return Run.open(place.folder)
+    return Trainer(plan, place.folder, resume=place.resume).run(console)
+
+
+class Trainer:
+    """Everything one run of the loop holds: data, network, optimizer, average, position.
+
+    Args:
+        plan: what to do.
+        folder: the run folder.
+        resume: whether it holds a run to go on with.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, *, resume: bool):
+        self.plan, self.spec, self.device = plan, plan.spec, plan.device
+        spec = self.spec
+        torch.manual_seed(spec.train.seed)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        preprocess = Run.open(folder).preprocess if resume else measure(plan.source, plan.splits.train, spec.data.image_size)
+        self.preprocess = preprocess
+        self.loader = make_loader(plan.source, preprocess, spec.data)
+        self.augment = Augment(spec.augment, num_classes=len(plan.source.classes), seed=spec.train.seed)
+        network = build(spec.network, seed=spec.train.seed)
+        if spec.train.weights:
+            load_state(network, load_model(spec.train.weights).network.state_dict(), spec.train.weights)
+        layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
+        self.layout = layout
+        self.network: nn.Module = network.to(self.device, memory_format=layout)
+        self.optimizer = make_optimizer(self.network, spec.train)
+        self.average = Average(self.network, spec.train.ema_decay) if spec.train.ema_decay else None
+        self.total_steps = spec.train.epochs * plan.steps_per_epoch
+        warmup = round(spec.train.warmup_epochs * plan.steps_per_epoch)
+        self.factor = schedule(spec.train, self.total_steps, warmup)
+        self.bf16 = spec.train.precision == "bf16"
+        self.position = Position()
+        if resume:
+            self.folder = Run.open(folder)
+            self.position = load_last(self.folder, self.network, self.optimizer, self.average)
+            self._forget_after(self.position)
+        else:
+            self.folder = Run.create(folder, spec, plan.source.classes, preprocess)
+            save_last(self.folder, self.position, self.network, self.optimizer, self.average)
+
+    def run(self, console: Console) -> Run:
+        """All epochs that are left, then the end."""
+        spec = self.spec
+        parameters = sum(p.numel() for p in self.network.parameters())
+        title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.folder.folder}"
+        notes = list(self.plan.notes) + _bad_files_note(self.loader.bad)
+        if self.position.epoch:
+            notes.append(f"going on after epoch {self.position.epoch}")
+        view = View(
+            title, epochs=spec.train.epochs, steps=self.plan.steps_per_epoch, notes=notes, done=self.position.epoch, console=console
+        )
+        told = set(self.loader.bad)
+        with StopSignals() as stop:
+            try:
+                with view:
+                    for epoch in range(self.position.epoch + 1, spec.train.epochs + 1):
+                        self._epoch(epoch, view, stop)
+                        new = {name: why for name, why in self.loader.bad.items() if name not in told}
+                        told |= set(new)
+                        for note in _bad_files_note(new):
+                            view.say(f"  {note}", style="yellow")
+            except StopRequested:
+                self._stop(view)
+                return self.folder
+            self._finish(view)
+        return self.folder
+
+    def _epoch(self, epoch: int, view: View, stop: StopSignals) -> None:
+        """One epoch: steps, validation, files."""
+        view.start_epoch(epoch)
+        started = time.perf_counter()
+        losses, lrs, right, seen = self._steps(epoch, view, stop)
+        seconds = time.perf_counter() - started
+        scores = self._score(self.plan.splits.val)
+        step_losses = torch.stack(losses).tolist()
+        row = {
+            "epoch": epoch,
+            "train_loss": sum(step_losses) / len(step_losses),
+            "train_accuracy": right.item() / seen,
+            "val_loss": scores.loss,
+            "val_accuracy": scores.accuracy,
+            "lr": lrs[-1],
+            "images_per_s": round(seen / seconds, 1),
+            "time_s": round(time.perf_counter() - started, 3),
+        }
+        if not all(abs(loss) < float("inf") for loss in step_losses):
+            raise InputError(
+                f"the loss is no longer a finite number in epoch {epoch}; {self.folder.folder} keeps the best weights "
+                "until then. Try a lower --lr, --grad-clip 1, or --precision fp32"
+            )
+        old = self.position
+        is_best = (scores.accuracy, -scores.loss) > (old.best_accuracy, -old.best_loss)
+        best = (epoch, scores.accuracy, scores.loss) if is_best else (old.best_epoch, old.best_accuracy, old.best_loss)
+        self.position = Position(epoch, epoch * self.plan.steps_per_epoch, *best)
+        first = (epoch - 1) * self.plan.steps_per_epoch
+        rows = [
+            {"epoch": epoch, "step": first + i, "loss": loss, "lr": lr}
+            for i, (loss, lr) in enumerate(zip(step_losses, lrs, strict=True), 1)
+        ]
+        self.folder.append_lines("steps.jsonl", rows)
+        self.folder.append_lines("metrics.jsonl", [row])
+        if is_best:
+            self.folder.save_weights(self._kept().state_dict(), {"epoch": epoch, "val_accuracy": scores.accuracy})
+        save_last(self.folder, self.position, self.network, self.optimizer, self.average)
+        view.end_epoch(row, self.position.best_accuracy, is_best=is_best)
+
+    def _steps(
+        self, epoch: int, view: View, stop: StopSignals
+    ) -> tuple[list[Tensor], list[float], Tensor, int]:
+        """All steps of an epoch: their losses, their rates, and how many of the images seen were right."""
+        batch_size, per_epoch = self.spec.train.batch_size, self.plan.steps_per_epoch
+        order = randomness.order(self.plan.splits.train, seed=self.spec.train.seed, epoch=epoch)
+        losses: list[Tensor] = []
+        lrs: list[float] = []
+        right, seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
+        started = time.perf_counter()
+        for batch in self.loader.batches(order[: per_epoch * batch_size], batch_size):
+            stop.check()
+            step = (epoch - 1) * per_epoch + len(losses)
+            lrs.append(self.spec.train.lr * self.factor(step))
+            loss, hits = self._step(batch, epoch, step, lrs[-1])
+            losses.append(loss)
+            right += hits
+            seen += len(batch.labels)
+            view.step(loss, seen / (time.perf_counter() - started))
+        stop.check()
+        if not losses:
+            raise InputError("none of the training images can be read")
+        return losses, lrs, right, seen
+
+    def _step(self, batch: Batch, epoch: int, step: int, lr: float) -> tuple[Tensor, Tensor]:
+        """One update: augment, forward, backward, step. Returns the loss and how many were right."""
+        pixels = self.augment.pixels(batch, epoch).to(self.device, non_blocking=True)
+        inputs, targets = self.augment.mix(self.preprocess.normalise(pixels), batch, epoch)
+        inputs = inputs.contiguous(memory_format=self.layout)
+        targets = targets.to(self.device, non_blocking=True)
+        randomness.seed_network(seed=self.spec.train.seed, step=step)
+        self.network.train()
+        set_lr(self.optimizer, lr)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(inputs)
+        loss = cross_entropy(logits, targets, self.spec.train.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip_gradient(self.network, self.spec.train.grad_clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.network, step)
+        return loss.detach(), num_right(logits.detach(), targets)
+
+    def _kept(self) -> nn.Module:
+        """The network that is validated and kept: the average where there is one."""
+        return self.average.network if self.average else self.network
+
+    def _score(self, indices: Tensor, network: nn.Module | None = None) -> Scores:
+        batches = self.loader.batches(indices, VAL_BATCH)
+        return score(network or self._kept(), batches, self.preprocess, bf16=self.bf16)
+
+    def _forget_after(self, position: Position) -> None:
+        """Drop records of an epoch that did not reach its checkpoint."""
+        for name, rows in (("metrics.jsonl", self.folder.metrics()), ("steps.jsonl", self.folder.steps())):
+            self.folder.write_lines(name, [row for row in rows if row["epoch"] <= position.epoch])
+
+    def _stop(self, view: View) -> None:
+        """Leave a loadable run behind."""
+        if not self.position.best_epoch:
+            self.folder.save_weights(self._kept().state_dict(), {"epoch": 0, "val_accuracy": None})
+        self._draw_curves()
+        self._summarise("stopped", {})
+        view.say(f"[yellow]stopped[/] after {self.position.epoch} whole epochs; the same command goes on from there")
+
+    def _finish(self, view: View) -> None:
+        """The test, once, with the best weights; pictures; summary."""
+        best = self.folder.network().to(self.device, memory_format=self.layout)
+        splits, source = self.plan.splits, self.plan.source
+        test = None if splits.test is None else self._score(splits.test, best)
+        shown = test or self._score(splits.val, best)
+        self._draw_curves()
+        name = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
+        self.folder.write_bytes("mistakes.png", mistakes(source, shown, source.classes, name))
+        facts = {"test_accuracy": test.accuracy if test else None, "test_loss": test.loss if test else None}
+        self._summarise("finished", facts)
+        view.say(f"best epoch {self.position.best_epoch}: validation accuracy {self.position.best_accuracy:.2%}")
+        view.say(f"test accuracy [bold]{test.accuracy:.2%}[/]" if test else "no test split: test accuracy is null")
+        view.say(f"run folder {self.folder.folder}")
+        view.say(f"pictures   {self.folder.folder / 'curves.png'}  {self.folder.folder / 'mistakes.png'}")
+
+    def _draw_curves(self) -> None:
+        metrics = self.folder.metrics()
+        if metrics:
+            title = f"{self.spec.network.name} on {self.spec.data.path}"
+            self.folder.write_bytes("curves.png", curves(metrics, self.folder.steps(), title))
+
+    def _summarise(self, status: str, facts: Mapping[str, Any]) -> None:
+        metrics, splits = self.folder.metrics(), self.plan.splits
+        best = self.position if self.position.best_epoch else None
+        summary = {
+            "status": status,
+            "epochs": self.position.epoch,
+            "best_epoch": best.best_epoch if best else None,
+            "val_accuracy": best.best_accuracy if best else None,
+            "val_loss": best.best_loss if best else None,
+            "test_accuracy": None,
+            "test_loss": None,
+            **facts,
+            "num_parameters": sum(p.numel() for p in self.network.parameters()),
+            "num_train": len(splits.train),
+            "num_val": len(splits.val),
+            "num_test": None if splits.test is None else len(splits.test),
+            "time_s": round(sum(row["time_s"] for row in metrics), 1),
+            "bad_files": self.loader.bad,
+            "chosen": list(self.plan.notes),
+            "machine": {
+                "device": str(self.device),
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+            },
+        }
+        self.folder.write_text("summary.json", json.dumps(summary, indent=1))
+
+
+def _bad_files_note(bad: Mapping[str, str]) -> list[str]:
+    """One sentence for the files that were left out; nothing where there are none."""
+    if not bad:
+        return []
+    shown = [f"{name} ({reason})" for name, reason in list(bad.items())[:5]]
+    more = f", and {len(bad) - 5} more (all in summary.json)" if len(bad) > 5 else ""
+    return [f"left out {len(bad)} file{'s' if len(bad) > 1 else ''} that cannot be read: {', '.join(shown)}{more}"]

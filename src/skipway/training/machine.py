@@ -1,0 +1,63 @@
+"""What this machine can do: device, bfloat16, and an allocator that keeps its memory."""
+
+import ctypes
+import sys
+
+import torch
+
+from skipway.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the accelerator where there is one, else the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"train.device '{name}' is not to be had here ({reason}); try auto or cpu") from error
+    return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 arithmetic of its own (emulated, it is slower than fp32)."""
+    if device.type == "cpu":
+        flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _proc_flags()
+        return any(flags.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "bf16", "arm_bf16"))
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return False
+
+
+def _proc_flags() -> dict[str, bool]:
+    """The processor's flags as Linux tells them; empty elsewhere."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            line = next((row for row in file if row.startswith(("flags", "Features"))), "")
+    except OSError:
+        return {}
+    return dict.fromkeys(line.split(), True)
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed, for the rest of this process.
+
+    A training step frees and asks for the same large blocks again and again; given back to the kernel each time,
+    they come back as page faults, a quarter to a third of the step on the CPU. Returns whether it took effect.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False  # not glibc
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
+    return all(mallopt(key, value) == 1 for key, value in settings)

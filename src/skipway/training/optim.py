@@ -1,0 +1,96 @@
+"""Optimizers with separate groups for what decays and what does not, learning-rate schedules, averaged weights."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from skipway.spec import TrainSpec
+
+
+def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+    """The optimizer of a spec. Norms and biases (one-dimensional parameters) do not decay unless asked.
+
+    Returns:
+        SGD, AdamW or Adam (whose decay is added to the gradient, as L2), in its foreach form.
+    """
+    decayed = [p for p in network.parameters() if p.ndim > 1 or spec.decay_norms]
+    others = [p for p in network.parameters() if p.ndim <= 1 and not spec.decay_norms]
+    groups = [{"params": decayed, "weight_decay": spec.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    if spec.optimizer == "sgd":
+        nesterov = spec.nesterov and spec.momentum > 0
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, foreach=True)
+    kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    return kinds[spec.optimizer](groups, lr=spec.lr, foreach=True)
+
+
+def schedule(spec: TrainSpec, total_steps: int, warmup_steps: int) -> Callable[[int], float]:
+    """The learning rate as a function of the step (0 ... total_steps - 1), in units of the peak.
+
+    All rise linearly over the warm-up, reaching 1 at its end. Then: "cosine" falls to 0 (Loshchilov and Hutter
+    2016, arXiv:1608.03983, eq. 5, one period); "multistep" is multiplied by gamma at each milestone; "constant"
+    stays. "onecycle" rises from 1/25 and falls to 1/250,000, both along a cosine (Smith and Topin 2017,
+    arXiv:1708.07120, as torch has it, without its cycle of the momentum).
+    """
+
+    def cosine(start: float, end: float, share: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
+
+    def onecycle(step: int) -> float:
+        peak = max(warmup_steps - 1, 0)
+        if step <= peak and peak > 0:
+            return cosine(1 / 25, 1, step / peak)
+        return cosine(1, 1 / 250_000, (step - peak) / max(total_steps - 1 - peak, 1))
+
+    def factor(step: int) -> float:
+        if spec.schedule == "onecycle":
+            return onecycle(step)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if spec.schedule == "cosine":
+            return cosine(1, 0, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
+        if spec.schedule == "multistep":
+            return spec.gamma ** sum(step >= round(m * total_steps) for m in spec.milestones)
+        return 1.0
+
+    return factor
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class Average:
+    """Exponential moving average of weights and buffers (Polyak and Juditsky 1992 in its running form).
+
+    The decay at step t is min(decay, (1 + t) / (10 + t)), so that early weights are soon forgotten.
+
+    Attributes:
+        network: the averaged copy, in evaluation mode.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Move the average towards the network's present weights. Whole-number buffers are copied."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        own, new = self.network.state_dict(), network.state_dict()
+        floats = [key for key, value in own.items() if value.is_floating_point()]
+        torch._foreach_lerp_([own[k] for k in floats], [new[k] for k in floats], 1 - decay)
+        for key, value in own.items():
+            if not value.is_floating_point():
+                value.copy_(new[key])
+
+
+def clip_gradient(network: nn.Module, largest: float) -> Tensor | None:
+    """Scale the gradient down to norm `largest` where it is longer; 0 leaves it. Returns the norm before."""
+    return nn.utils.clip_grad_norm_(network.parameters(), largest, foreach=True) if largest else None

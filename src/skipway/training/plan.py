@@ -1,0 +1,108 @@
+"""From what was asked to what will run: everything left open is settled here, once, with a sentence for each."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from skipway.data.preprocess import choose_size
+from skipway.data.source import Source, open_source
+from skipway.data.split import Splits, make_splits
+from skipway.errors import InputError
+from skipway.nn.stem import resolve_stem
+from skipway.run import load_model
+from skipway.spec import NetworkSpec, RunSpec, TrainSpec
+from skipway.training.machine import choose_device, computes_bf16
+
+BASE_LR = {"sgd": 0.1, "adamw": 0.001, "adam": 0.001}  # for batches of 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start.
+
+    Args:
+        spec: the resolved spec: nothing in it is open any more.
+        source, splits: the data.
+        device: where it will train.
+        notes: what was chosen for the user, a sentence each.
+    """
+
+    spec: RunSpec
+    source: Source
+    splits: Splits
+    device: torch.device
+    notes: tuple[str, ...]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the train split; what is left over waits for another epoch's order."""
+        return len(self.splits.train) // self.spec.train.batch_size
+
+
+def make_plan(asked: RunSpec) -> Plan:
+    """Open the data and settle size, stem, batch size, rate, precision and device.
+
+    Raises:
+        InputError: data, network and settings do not go together.
+    """
+    source = open_source(asked.data)
+    splits = make_splits(source, asked.data)
+    size, why = choose_size(source, asked.data.image_size)
+    notes = [_describe_data(asked, source, splits), f"images at {size} pixels: {why}"]
+    network = dataclasses.replace(asked.network, num_classes=len(source.classes), in_channels=source.channels)
+    network, note = _settle_stem(network, asked.train.weights, size)
+    notes += [note] if note else []
+    if size < network.downsampling:
+        raise InputError(
+            f"network {network.name} with the {network.stem} stem reduces images {network.downsampling} times: "
+            f"--image-size must be at least {network.downsampling}, got {size}"
+        )
+    device = choose_device(asked.train.device)
+    train, train_notes = _settle_train(asked.train, len(splits.train), device)
+    data = dataclasses.replace(asked.data, image_size=size)
+    spec = dataclasses.replace(asked, data=data, network=network, train=train)
+    return Plan(spec, source, splits, device, tuple(notes + train_notes))
+
+
+def _describe_data(asked: RunSpec, source: Source, splits: Splits) -> str:
+    val = f"{len(splits.val):,} validation" + (" (held out of train)" if splits.held_out else "")
+    test = "no test split" if splits.test is None else f"{len(splits.test):,} test"
+    classes = f"{len(source.classes)} classes"
+    return f"{asked.data.path}: {classes}; {len(splits.train):,} train, {val}, {test}"
+
+
+def _settle_stem(network: NetworkSpec, weights: str, size: int) -> tuple[NetworkSpec, str]:
+    """Given weights fix an open stem; else the image size does."""
+    if weights and network.stem == "auto":
+        given = load_model(weights).spec.network
+        return dataclasses.replace(network, stem=given.stem), f"stem {given.stem}: that of the given weights"
+    return resolve_stem(network, size)
+
+
+def _settle_train(train: TrainSpec, num_images: int, device: torch.device) -> tuple[TrainSpec, list[str]]:
+    """Batch size, rate, warm-up and precision."""
+    notes = []
+    if not train.batch_size:
+        size = 128
+        while size > 16 and num_images // size < 16:
+            size //= 2
+        train = dataclasses.replace(train, batch_size=min(size, num_images))
+        notes.append(f"batches of {train.batch_size}, {num_images // train.batch_size} steps an epoch")
+    if train.batch_size > num_images:
+        raise InputError(
+            f"train.batch_size {train.batch_size} is larger than the {num_images} training images; "
+            f"--batch-size {num_images} or less"
+        )
+    if not train.lr:
+        train = dataclasses.replace(train, lr=BASE_LR[train.optimizer] * train.batch_size / 128)
+        notes.append(f"learning rate {train.lr:g} ({train.optimizer}, in proportion to the batch size)")
+    if train.warmup_epochs < 0:
+        share = 0.3 if train.schedule == "onecycle" else 0.05
+        train = dataclasses.replace(train, warmup_epochs=share * train.epochs)
+    if train.precision == "auto":
+        bf16 = computes_bf16(device)
+        train = dataclasses.replace(train, precision="bf16" if bf16 else "fp32")
+        why = "the hardware computes in it" if bf16 else "the hardware has no bf16 of its own"
+        notes.append(f"precision {train.precision} on {device}: {why}")
+    return train, notes
