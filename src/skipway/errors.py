@@ -1,6 +1,7 @@
 """What can go wrong through no fault of the program: said in one message, exit code 2."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -32,7 +33,13 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
         "unknown network 'resnet21'. Did you mean 'resnet20'? Known: resnet20, tutorial"
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+    nearest = max(near, key=lambda other: _likeness(name, other), default="")
+    hint = f" Did you mean '{nearest}'?" if nearest else ""
     listed = ", ".join(names) if len(names) <= 24 else ", ".join(names[:24]) + ", ..."
     return InputError(f"unknown {what} '{name}'.{hint} Known: {listed}")
+
+
+def _likeness(a: str, b: str) -> tuple[float, int]:
+    """How alike two names are; of equally alike ones, the longer common beginning wins."""
+    return difflib.SequenceMatcher(None, a, b).ratio(), len(os.path.commonprefix([a, b]))

@@ -70,7 +70,7 @@ def mistakes(source: Source, scores: Scores, classes: tuple[str, ...], title: st
     rows = max(1, -(-len(worst) // columns))
     figure = Figure(figsize=(11, 1.9 * rows + 0.5), dpi=110, layout="constrained")
     figure.suptitle(f"{title}: {len(wrong)} of {len(scores.labels)} wrong, the most confident first", fontsize=11)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
     for axes, i in zip(grid, worst, strict=False):

@@ -35,7 +35,7 @@ class Description:
         source: paper, where the zoo knows it.
         input: (C, H, W).
         layers: in the order of computation.
-        skips: block -> what its shortcut is: "identity", "zero pad (A)", "projection (B)" or "none".
+        skips: block -> what its shortcut is: "identity", "zero pad", "projection" or "none".
         parameters: trainable numbers.
         macs: multiply-accumulates of convolutions and linear layers for one image.
         flops: 2 x macs.
@@ -114,8 +114,8 @@ def _row(name: str, module: nn.Module, output: Tensor) -> LayerRow:
 
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
-        return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}" + (f" /{module.stride[0]}" if module.stride[0] > 1 else "")
-    names = {"BatchNorm2d": "batch norm", "ReLU": "relu", "MaxPool2d": "max-pool 3x3 /2", "Linear": "linear", "ZeroPad": "zero pad"}
+        return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}" + (f"/{module.stride[0]}" if module.stride[0] > 1 else "")
+    names = {"BatchNorm2d": "norm", "ReLU": "relu", "MaxPool2d": "max-pool 3x3/2", "Linear": "linear", "ZeroPad": "zero pad"}
     return names.get(type(module).__name__, type(module).__name__.lower())
 
 
@@ -123,5 +123,5 @@ def _skip(shortcut: nn.Module | None) -> str:
     if shortcut is None:
         return "none"
     if isinstance(shortcut, ZeroPad):
-        return "zero pad (A)"
-    return "projection (B)" if isinstance(shortcut, Projection) else "identity"
+        return "zero pad"
+    return "projection" if isinstance(shortcut, Projection) else "identity"

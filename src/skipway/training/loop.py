@@ -23,7 +23,7 @@ from skipway.data.augment import Augment
 from skipway.data.loader import Batch, make_loader
 from skipway.data.preprocess import measure
 from skipway.errors import InputError
-from skipway.evaluation.metrics import Scores, score
+from skipway.evaluation.metrics import score
 from skipway.evaluation.pictures import curves, mistakes
 from skipway.nn.network import build
 from skipway.recipes import Settings, apply, compose
@@ -160,7 +160,8 @@ class Trainer:
         started = time.perf_counter()
         losses, lrs, right, seen = self._steps(epoch, view, stop)
         seconds = time.perf_counter() - started
-        scores = self._score(self.plan.splits.val)
+        batches = self.loader.batches(self.plan.splits.val, VAL_BATCH)
+        scores = score(self._kept(), batches, self.preprocess, bf16=self.bf16)
         step_losses = torch.stack(losses).tolist()
         row = {
             "epoch": epoch,
@@ -241,10 +242,6 @@ class Trainer:
         """The network that is validated and kept: the average where there is one."""
         return self.average.network if self.average else self.network
 
-    def _score(self, indices: Tensor, network: nn.Module | None = None) -> Scores:
-        batches = self.loader.batches(indices, VAL_BATCH)
-        return score(network or self._kept(), batches, self.preprocess, bf16=self.bf16)
-
     def _forget_after(self, position: Position) -> None:
         """Drop records of an epoch that did not reach its checkpoint."""
         for name, rows in (("metrics.jsonl", self.folder.metrics()), ("steps.jsonl", self.folder.steps())):
@@ -262,8 +259,10 @@ class Trainer:
         """The test, once, with the best weights; pictures; summary."""
         best = self.folder.network().to(self.device, memory_format=self.layout)
         splits, source = self.plan.splits, self.plan.source
-        test = None if splits.test is None else self._score(splits.test, best)
-        shown = test or self._score(splits.val, best)
+        final = splits.val if splits.test is None else splits.test
+        batches = self.loader.batches(final, VAL_BATCH)
+        shown = score(best, batches, self.preprocess)  # fp32, as `evaluate` and the predictor compute
+        test = None if splits.test is None else shown
         self._draw_curves()
         name = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
         self.folder.write_bytes("mistakes.png", mistakes(source, shown, source.classes, name))

@@ -1,0 +1,302 @@
+"""The command: each verb parses, calls one function, prints. torch is only imported inside the verb that needs it.
+
+Exit codes: 0 done, 2 bad input (one message, nothing changed), 75 stopped and resumable.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+
+from skipway import __version__, tables
+from skipway.errors import InputError, ReadError
+from skipway.spec import SECTIONS, StageSpec
+
+DONE, BAD_INPUT, STOPPED = 0, 2, 75
+PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
+BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
+
+console = Console()
+app = App(
+    name="skipway",
+    version=__version__,
+    help="Build, train, see and ship residual networks.",
+    help_format="markdown",
+    help_epilogue="Start with `skipway train fashion-sample`, or `skipway train FOLDER` for your own images.",
+)
+app["--help"].group = app["--version"].group = Group("Help")
+
+
+def _flags() -> type:
+    """Every field of the spec as an optional flag: what is not given stays None and changes nothing."""
+    fields = []
+    for section, cls in SECTIONS.items():
+        group, hints = Group(PANELS[section]), get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            if (section, f.name) in BY_NAME:
+                continue
+            kind = hints[f.name]
+            listed = get_origin(kind) is tuple
+            if listed:
+                kind = list[str] if get_args(kind)[0] is StageSpec else list[get_args(kind)[0]]
+            help_text = f"{f.metadata['help']}{_shown_default(f.default) if section != 'network' else ''}"
+            negative = None if kind is bool else ""
+            parameter = Parameter(help=help_text, group=group, consume_multiple=listed, negative=negative)
+            fields.append((f.name, Annotated[kind | None, parameter], None))
+    made = dataclasses.make_dataclass("Flags", fields, frozen=True)
+    made.__module__ = __name__
+    return Parameter(name="*")(made)
+
+
+def _shown_default(value: Any) -> str:
+    shown = value is not dataclasses.MISSING and value != "" and not isinstance(value, bool)
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f" [default: {text}]" if shown else ""
+
+
+Flags = _flags()
+
+
+def settings_of(flags: Any, network: str | None) -> dict[str, dict[str, Any]]:
+    """The flags that were given, as section -> field -> value."""
+    settings: dict[str, dict[str, Any]] = {"network": {"name": network}} if network else {}
+    for section, cls in SECTIONS.items():
+        for f in dataclasses.fields(cls):
+            value = getattr(flags, f.name, None)
+            if value is not None:
+                settings.setdefault(section, {})[f.name] = value
+    return settings
+
+
+@app.command
+def train(
+    data: str = "",
+    /,
+    *,
+    network: str | None = None,
+    recipe: str = "",
+    config: Path | None = None,
+    out: Path | None = None,
+    flags: Flags | None = None,  # pyrefly: ignore[not-a-type]
+) -> int:
+    """Train a network on DATA, or go on with the unfinished run of the same settings.
+
+    Recipe < config file < flags. Ctrl-C stops cleanly; the same command goes on.
+
+    **Examples**
+
+    `skipway train fashion-sample --recipe demo`
+
+    `skipway train photos/ --network resnet18 --epochs 20 --mixup 0.2`
+
+    `skipway train cifar10 --network resnet56 --shortcut none --out runs/plain56`
+
+    Parameters
+    ----------
+    data
+        A built-in set (fashion-sample, fashion, cifar10, cifar100), a folder of images or of parquet files.
+        Default: the recipe's.
+    network
+        A name from `skipway networks`. Default: the recipe's.
+    recipe
+        A name from `skipway recipes`. Default: default.
+    config
+        A TOML file of settings; the spec.toml of another run will do.
+    out
+        The run folder. Default: runs/DATA-NETWORK-N.
+    """
+    from skipway.recipes import compose
+    from skipway.training.loop import train as run_training
+
+    spec = compose(data, recipe=recipe, config=config, settings=settings_of(flags, network))
+    run = run_training(spec, out=out, console=console)
+    return STOPPED if run.summary.get("status") == "stopped" else DONE
+
+
+@app.command
+def evaluate(run: Path, data: str | None = None, /, *, split: str | None = None, json: bool = False) -> int:
+    """Score the best network of RUN on its own test split, or on DATA.
+
+    **Examples**
+
+    `skipway evaluate runs/photos-resnet18-1`
+
+    `skipway evaluate runs/photos-resnet18-1 other-photos/ --json`
+
+    Parameters
+    ----------
+    run
+        A run folder, or its weights.safetensors.
+    data
+        Other data to score on; its class names must be among the network's.
+    split
+        train, val, test or all. Default: test where there is one, else val, else all.
+    json
+        Print one JSON object.
+    """
+    from skipway.evaluation.evaluate import evaluate as score_run
+
+    result = score_run(run, data, split=split)
+    _print_json(dataclasses.asdict(result)) if json else console.print(tables.evaluation(result))
+    _say_bad(result.bad_files)
+    return DONE
+
+
+@app.command
+def predict(run: Path, *images: str, top: int = 5, json: bool = False) -> int:
+    """Name images with the best network of RUN.
+
+    **Examples**
+
+    `skipway predict runs/photos-resnet18-1 bee.jpg`
+
+    `skipway predict runs/photos-resnet18-1 holiday/ 'more/*.jpg' --top 1 --json`
+
+    Parameters
+    ----------
+    run
+        A run folder, or its weights.safetensors.
+    images
+        Image files, folders (searched whole) and patterns.
+    top
+        How many classes to name.
+    json
+        Print one JSON object an image.
+    """
+    from skipway.shipping.predictor import load
+    from skipway.shipping.select import find_images
+
+    if top < 1:
+        raise InputError(f"--top must be at least 1, got {top}")
+    predictor = load(run)
+    bad: dict[str, str] = {}
+    done = 0
+    for path in find_images(images):
+        try:
+            prediction = predictor.predict(path, top=top)[0]
+        except ReadError as error:
+            bad[error.name] = error.reason
+            continue
+        done += 1
+        if json:
+            ranked = [{"name": n, "probability": p} for n, p in zip(prediction.names, prediction.probabilities, strict=True)]
+            print(_json({"image": str(path), "predictions": ranked}))
+        else:
+            console.print(tables.prediction(str(path), prediction), soft_wrap=True)
+    _say_bad(bad)
+    if not done:
+        raise InputError("none of the images can be read")
+    return DONE
+
+
+@app.command
+def describe(network: str, /, *, image_size: int = 0, json: bool = False) -> int:
+    """Show the layers, shapes, parameters, FLOPs and skips of NETWORK.
+
+    **Examples**
+
+    `skipway describe tutorial`
+
+    `skipway describe resnet50 --image-size 160`
+
+    Parameters
+    ----------
+    network
+        A name from `skipway networks`, or a run folder.
+    image_size
+        Pixels a side. Default: 32 for the cifar stem, 224 for the imagenet stem, a run's own.
+    json
+        Print one JSON object.
+    """
+    from skipway.nn.describe import describe as describe_network
+    from skipway.run import Run
+
+    spec: Any = network
+    if "/" in network or Path(network, "spec.toml").is_file():
+        run_spec = Run.open(network).spec
+        spec, image_size = run_spec.network, image_size or run_spec.data.image_size
+    if image_size < 0:
+        raise InputError(f"--image-size must be at least 1, got {image_size}")
+    result = describe_network(spec, image_size=image_size)
+    _print_json(dataclasses.asdict(result)) if json else console.print(tables.description(result))
+    return DONE
+
+
+@app.command
+def networks(pattern: str = "*", /) -> int:
+    """List the networks that go by a name, with parameters and multiply-accumulates.
+
+    **Examples**
+
+    `skipway networks`
+
+    `skipway networks '*50*'`
+
+    Parameters
+    ----------
+    pattern
+        Part of a name, or a pattern with * and ?.
+    """
+    from skipway.nn.describe import describe as describe_network
+    from skipway.nn.zoo import ZOO, matching
+
+    found = matching(pattern)
+    if not found:
+        raise InputError(f"no network is called like '{pattern}'; there are {', '.join(ZOO)}")
+    console.print(tables.networks([describe_network(name) for name in found]))
+    return DONE
+
+
+@app.command
+def recipes() -> int:
+    """List the recipes: named, complete settings for a run."""
+    from skipway.recipes import RECIPES
+
+    console.print(tables.recipes(RECIPES))
+    return DONE
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _say_bad(bad: dict[str, str]) -> None:
+    """Name and count the files that could not be read, on standard error."""
+    for name, reason in bad.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    if bad:
+        print(f"left out {len(bad)} file{'s' if len(bad) > 1 else ''} in all", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit with its code."""
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (CycloptsError, InputError) as error:
+        code = _fail(str(error))
+    except OSError as error:
+        code = _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        code = _fail("stopped", 130)
+    except BrokenPipeError:
+        code = DONE
+    sys.exit(code or DONE)
+
+
+def _fail(message: str, code: int = BAD_INPUT) -> int:
+    Console(stderr=True).print(f"[bold red]skipway:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    return code
+
+
+def _plain(message: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(message.split()))
