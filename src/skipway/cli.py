@@ -20,7 +20,7 @@ DONE, BAD_INPUT, STOPPED = 0, 2, 75
 PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
 BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 app = App(
     name="skipway",
     version=__version__,

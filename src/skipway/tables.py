@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=column != "source")
     return table
@@ -61,7 +61,7 @@ def _merged(layers: "Sequence[LayerRow]") -> "list[LayerRow]":
             before = rows[-1]
             rows[-1] = dataclasses.replace(
                 before,
-                kind=f"{before.kind}, {layer.kind}",
+                kind=f"{before.kind} {layer.kind}",
                 output=layer.output,
                 parameters=before.parameters + layer.parameters,
             )
@@ -69,10 +69,10 @@ def _merged(layers: "Sequence[LayerRow]") -> "list[LayerRow]":
 
 
 def _short(count: int) -> str:
-    """A count in thousands, millions or billions: 2,359,296 -> 2.36 M."""
+    """A count in thousands, millions or billions: 2,359,296 -> 2.36M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
-            return f"{count / size:.2f} {unit}"
+            return f"{count / size:.2f}{unit}"
     return str(count)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,13 +61,15 @@ class StreamLoader:
             ReadError: a file cannot be read and bad files are to stop the run.
         """
         batch_lists = [part.tolist() for part in order.split(batch_size)]
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=batch_lists,
-            num_workers=min(self._workers, len(batch_lists)),
-            collate_fn=_collate,
-            worker_init_fn=_quiet_worker,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as asked
+            loader = DataLoader(
+                self._dataset,
+                batch_sampler=batch_lists,
+                num_workers=min(self._workers, len(batch_lists)),
+                collate_fn=_collate,
+                worker_init_fn=_quiet_worker,
+            )
         for images, labels, indices, errors in loader:
             for error in errors:
                 if self._stop:

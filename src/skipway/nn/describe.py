@@ -115,7 +115,7 @@ def _row(name: str, module: nn.Module, output: Tensor) -> LayerRow:
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
         return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}" + (f"/{module.stride[0]}" if module.stride[0] > 1 else "")
-    names = {"BatchNorm2d": "norm", "ReLU": "relu", "MaxPool2d": "max-pool 3x3/2", "Linear": "linear", "ZeroPad": "zero pad"}
+    names = {"BatchNorm2d": "norm", "ReLU": "relu", "MaxPool2d": "max-pool/2", "Linear": "linear", "ZeroPad": "zero pad"}
     return names.get(type(module).__name__, type(module).__name__.lower())
 
 
