@@ -2,15 +2,24 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import skipway as package
 from skipway.cli import main
+from skipway.run import Run
 
-TINY = ["--stages", "1x4", "1x8/2", "--workers", "0", "--epochs", "1"]
+ROOT = Path(__file__).parent.parent
+TINY: dict[str, dict[str, Any]] = {
+    "network": {"stages": ["1x4", "1x8/2"], "stem_width": 4},
+    "data": {"workers": 0},
+    "train": {"epochs": 2, "batch_size": 8, "lr": 0.1},
+}
+TINY_FLAGS = "--stages 1x4 1x8/2 --stem-width 4 --workers 0 --epochs 2 --batch-size 8 --lr 0.1".split()
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,14 @@ def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path / "photos")
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that learned to tell the photos apart; shared by all tests, which only read it."""
+    root = tmp_path_factory.mktemp("trained")
+    settings = TINY | {"train": TINY["train"] | {"epochs": 8}}
+    return package.train(make_photos(root / "photos"), settings=settings, out=root / "run")
+
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test runs in a folder and with a cache of its own."""
@@ -76,5 +93,3 @@ def shared_data() -> Path:
     assert path.is_dir(), f"SKIPWAY_DATA names no folder: {path}"
     return path
 
-
-ROOT = Path(__file__).parent.parent

@@ -70,7 +70,8 @@ class StreamLoader:
                 collate_fn=_collate,
                 worker_init_fn=_quiet_worker,
             )
-        for images, labels, indices, errors in loader:
+            parts = iter(loader)
+        for images, labels, indices, errors in parts:
             for error in errors:
                 if self._stop:
                     raise ReadError(error.name, f"{error.reason} (--bad-files skip leaves such files out)")

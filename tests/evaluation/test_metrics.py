@@ -1,0 +1,128 @@
+import pytest
+import torch
+from conftest import make_photos, save_image
+
+import skipway
+from skipway.data.preprocess import Preprocess
+from skipway.data.loader import Batch
+from skipway.data.source import ArraySource
+from skipway.errors import InputError
+from skipway.evaluation.metrics import Scores, score
+from skipway.evaluation.pictures import curves, mistakes
+
+
+def scores() -> Scores:
+    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]])
+    return Scores(probabilities, torch.tensor([0, 1, 1, 0]), torch.arange(4), 0.5)
+
+
+def test_scores_count_by_hand():
+    s = scores()
+    assert s.predictions.tolist() == [0, 1, 0, 2]
+    assert s.accuracy == 0.5
+    assert s.top(2) == 1.0
+    assert s.top(99) == 1.0
+    assert s.confusion().tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
+    assert s.class_accuracy() == [0.5, 0.5, None]
+
+
+class Brightness(torch.nn.Module):
+    """Logits are the image's mean, and zero; in training mode it gives nonsense."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        mean = x.mean((1, 2, 3)) * self.scale
+        return torch.stack([mean, 0 * mean], 1) if not self.training else torch.full((len(x), 2), float("nan"))
+
+
+def test_score_normalises_and_restores_the_mode():
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4)
+    batches = [Batch(images[:2], torch.tensor([1, 0]), torch.tensor([7, 8])), Batch(images[2:], torch.tensor([0]), torch.tensor([9]))]
+    network = Brightness().train()
+    got = score(network, batches, Preprocess(4, 1, (0.5,), (0.25,)))
+    logits = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [-1.2, 0.0]])
+    torch.testing.assert_close(got.probabilities, logits.softmax(1))
+    assert got.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0, 0])).item(), rel=1e-5)
+    assert got.indices.tolist() == [7, 8, 9]
+    assert got.accuracy == pytest.approx(2 / 3)
+    assert network.training
+    with pytest.raises(InputError, match="none of the images can be read"):
+        score(network, [], Preprocess(4, 1, (0.5,), (0.25,)))
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    assert data.startswith(b"\x89PNG")
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def picture(data: bytes) -> torch.Tensor:
+    from skipway.data.decode import decode
+
+    return decode(data, 3)
+
+
+def test_mistakes_shows_images_and_is_not_blank():
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    source = ArraySource(images, torch.tensor([0, 1, 1, 0]), ("a", "b", "c" * 40), {}, "x")
+    shown = picture(mistakes(source, scores(), source.classes, "a title"))
+    blank = picture(mistakes(source, Scores(torch.eye(3), torch.arange(3), torch.arange(3), 0.0), source.classes, "a title"))
+    dark = [(p < 100).float().mean().item() for p in (shown, blank)]
+    assert dark[0] > 3 * dark[1]  # two images with two lines of names each, against the title alone
+
+
+def test_curves_draws_one_epoch_and_many():
+    def rows(count):
+        return [
+            {"epoch": e, "train_loss": 1 / e, "val_loss": 1.2 / e, "train_accuracy": 0.5, "val_accuracy": 0.4}
+            for e in range(1, count + 1)
+        ]
+
+    steps = [{"epoch": 1 + s // 4, "step": s + 1, "loss": 1.0, "lr": 0.1} for s in range(12)]
+    assert png_size(curves(rows(3), steps, "t"))[0] > 1000
+    assert png_size(curves(rows(1), [], "t"))[0] > 1000
+
+
+def test_evaluate_scores_the_runs_own_splits(trained):
+    own = skipway.evaluate(trained)
+    assert (own.split, own.num_images) == ("val", 4)
+    assert own.accuracy == trained.summary["val_accuracy"]
+    assert skipway.evaluate(trained.folder, split="train").num_images == 36
+    assert skipway.evaluate(trained.folder / "weights.safetensors", split="all").num_images == 40
+    assert sum(map(sum, own.confusion)) == 4
+    with pytest.raises(InputError, match="has no split 'test'; it has"):
+        skipway.evaluate(trained, split="test")
+
+
+def test_evaluate_maps_classes_of_other_data_by_name(trained, tmp_path):
+    other = make_photos(tmp_path / "other", splits=("test",), classes=("bees",), num=3)
+    make_photos(tmp_path / "other", splits=("test",), classes=("ants",), num=2)
+    for i in range(3):
+        save_image(other / "test" / "bees" / f"{i:03}.png", i, brightness=127)
+    result = skipway.evaluate(trained, str(other))
+    assert (result.split, result.num_images) == ("test", 5)
+    assert result.accuracy == 1.0
+    assert result.class_accuracy == {"ants": 1.0, "bees": 1.0}
+    make_photos(tmp_path / "wasps", classes=("ants", "wasps"), num=2)
+    with pytest.raises(InputError, match="classes that the network does not know: wasps"):
+        skipway.evaluate(trained, str(tmp_path / "wasps"))
+    with pytest.raises(InputError, match="has 1 channels, the network takes 3"):
+        skipway.evaluate(renamed_classes(trained, tmp_path), "fashion-sample")
+
+
+def renamed_classes(run, tmp_path):
+    """The same weights under Fashion-MNIST's class names, so that only the channels differ."""
+    import json
+
+    from safetensors.torch import save_file
+
+    from skipway.data.builtin import FASHION_CLASSES
+    from skipway.run import read_safetensors
+
+    tensors, metadata = read_safetensors(run.folder / "weights.safetensors")
+    metadata["classes"] = json.dumps([*FASHION_CLASSES])
+    path = tmp_path / "renamed.safetensors"
+    save_file(tensors, path, metadata)
+    return path

@@ -1,0 +1,344 @@
+import dataclasses
+import io
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, make_photos
+from rich.console import Console
+
+import skipway
+from skipway.errors import InputError
+from skipway.recipes import compose
+from skipway.run import Run, load_model
+from skipway.training import loop
+from skipway.training.loop import Trainer
+from skipway.training.progress import StopSignals, View
+
+FILES = {
+    "spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "weights.safetensors",
+    "last.safetensors", "curves.png", "mistakes.png", "summary.json",
+}  # fmt: skip
+
+
+def tiny(**train: Any) -> dict[str, dict[str, Any]]:
+    return TINY | {"train": TINY["train"] | train}
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def run_tiny(data: Path | str, out: Path | str | None = None, settings: dict | None = None) -> Run:
+    return skipway.train(data, settings=settings or TINY, out=out, console=quiet())
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_model(run.folder).network.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_run_folder_is_complete_and_tells_the_truth(tmp_path):
+    data = make_photos(tmp_path / "p", splits=("train", "val", "test"))
+    run = run_tiny(data, tmp_path / "run", tiny(epochs=3))
+    assert {p.name for p in run.folder.iterdir()} == FILES
+    metrics = run.metrics()
+    assert [m["epoch"] for m in metrics] == [1, 2, 3]
+    assert list(metrics[0]) == [
+        "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_s", "time_s",
+    ]  # fmt: skip
+    assert all(0 <= m[k] <= 1 for m in metrics for k in ("train_accuracy", "val_accuracy"))
+    assert [s["step"] for s in run.steps()] == list(range(1, 16))
+    assert metrics[0]["train_loss"] == pytest.approx(sum(s["loss"] for s in run.steps()[:5]) / 5)
+    best = max(metrics, key=lambda m: (m["val_accuracy"], -m["val_loss"]))
+    summary = run.summary
+    assert summary["status"] == "finished"
+    assert (summary["best_epoch"], summary["val_accuracy"]) == (best["epoch"], best["val_accuracy"])
+    evaluation = skipway.evaluate(run)
+    assert evaluation.split == "test"
+    assert summary["test_accuracy"] == evaluation.accuracy
+    assert summary["test_loss"] == pytest.approx(evaluation.loss, rel=1e-5)
+    assert run.classes == ("ants", "bees")
+    spec = run.spec
+    assert (spec.network.stem, spec.network.num_classes, spec.network.in_channels) == ("cifar", 2, 3)
+    assert spec.data.image_size == 16
+
+
+def test_a_separable_set_is_learned(photos, tmp_path):
+    run = run_tiny(photos, tmp_path / "run", tiny(epochs=8))
+    assert run.summary["val_accuracy"] == 1.0
+    assert run.metrics()[-1]["train_loss"] < 0.3
+    assert run.summary["test_accuracy"] is None
+    assert run.summary["num_test"] is None
+
+
+def test_weights_file_alone_predicts(photos, tmp_path):
+    run = run_tiny(photos, tmp_path / "run", tiny(epochs=8))
+    alone = tmp_path / "w.safetensors"
+    alone.write_bytes((run.folder / "weights.safetensors").read_bytes())
+    predictor = skipway.load(alone)
+    assert predictor.classes == ("ants", "bees")
+    assert predictor.predict(photos / "bees" / "000.png")[0].name == "bees"
+
+
+def test_same_spec_and_seed_give_the_same_bits_with_any_workers(photos, tmp_path):
+    first = weights(run_tiny(photos, tmp_path / "a"))
+    assert same(first, weights(run_tiny(photos, tmp_path / "b")))
+    two = TINY | {"data": {"workers": 2}}
+    assert same(first, weights(run_tiny(photos, tmp_path / "c", two)))
+    assert not same(first, weights(run_tiny(photos, tmp_path / "d", tiny(seed=1))))
+
+
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "network": TINY["network"],
+    "data": {"workers": 0},
+    "augment": {"randaugment": 1, "mixup": 0.2, "cutmix": 1.0, "erasing_rate": 0.25},
+    "train": {
+        "epochs": 3, "batch_size": 8, "optimizer": "adamw", "schedule": "onecycle", "ema_decay": 0.9,
+        "label_smoothing": 0.1, "grad_clip": 1.0,
+    },
+}  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("settings", [tiny(epochs=3), EVERYTHING], ids=["sgd", "everything"])
+@pytest.mark.parametrize("at", [(1, 2), (2, 3), (3, 0)])
+def test_run_cut_off_anywhere_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch, settings, at):
+    whole = run_tiny(photos, tmp_path / "whole", settings)
+    step = Trainer._step
+
+    def cut(self, batch, epoch, number, lr):
+        if (epoch, number - (epoch - 1) * 4) == at:
+            raise Killed
+        return step(self, batch, epoch, number, lr)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_step", cut)
+        run_tiny(photos, tmp_path / "cut", settings)
+    resumed = run_tiny(photos, tmp_path / "cut", settings)
+    assert resumed.summary["status"] == "finished"
+    assert same(weights(whole), weights(resumed))
+    for name in ("train_loss", "val_loss", "val_accuracy", "lr"):
+        assert [m[name] for m in whole.metrics()] == [m[name] for m in resumed.metrics()]
+    assert whole.steps() == resumed.steps()
+
+
+def test_stop_signal_leaves_a_loadable_run_that_goes_on(photos, tmp_path, monkeypatch):
+    whole = run_tiny(photos, tmp_path / "whole")
+    step = Trainer._step
+
+    def interrupt(self, batch, epoch, number, lr):
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, epoch, number, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupt)
+        stopped = run_tiny(photos, tmp_path / "run")
+    assert stopped.summary["status"] == "stopped"
+    assert stopped.summary["epochs"] == 1
+    assert len(stopped.metrics()) == 1
+    assert stopped.network()(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    assert same(weights(whole), weights(run_tiny(photos, tmp_path / "run")))
+
+
+def test_stop_in_the_first_epoch_leaves_a_loadable_run(photos, tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def interrupt(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", interrupt)
+    run = run_tiny(photos, tmp_path / "run")
+    assert (run.summary["status"], run.summary["epochs"], run.summary["best_epoch"]) == ("stopped", 0, None)
+    assert skipway.load(run.folder).predict(photos / "ants" / "000.png")[0].names
+
+
+def test_second_signal_ends_at_once_and_handlers_are_restored():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_works_outside_the_main_thread(photos, tmp_path):
+    thread = threading.Thread(target=run_tiny, args=(photos, tmp_path / "run"))
+    thread.start()
+    thread.join()
+    assert Run.open(tmp_path / "run").finished
+
+
+def test_without_out_runs_are_numbered_and_unfinished_ones_go_on(photos, monkeypatch):
+    first = run_tiny(photos)
+    assert first.folder == Path("runs/photos-custom-1")
+    assert run_tiny(photos).folder == Path("runs/photos-custom-2")
+    step = Trainer._step
+
+    def cut(self, batch, epoch, number, lr):
+        if epoch == 2:
+            raise Killed
+        return step(self, batch, epoch, number, lr)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_step", cut)
+        run_tiny(photos)
+    assert run_tiny(photos, settings=tiny(seed=4)).folder == Path("runs/photos-custom-4")
+    assert run_tiny(photos).folder == Path("runs/photos-custom-3")
+    assert len(list(Path("runs").iterdir())) == 4
+
+
+def test_finished_run_is_never_overwritten(photos, tmp_path):
+    run = run_tiny(photos, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in run.folder.iterdir()}
+    console = quiet()
+    skipway.train(photos, settings=tiny(epochs=9), out=run.folder, console=console)
+    assert {p.name: p.read_bytes() for p in run.folder.iterdir()} == before
+    assert isinstance(console.file, io.StringIO)
+    assert "is finished; nothing to do" in " ".join(console.file.getvalue().split())
+
+
+def test_test_split_is_read_once_at_the_end(tmp_path, monkeypatch):
+    data = make_photos(tmp_path / "p", splits=("train", "val", "test"))
+    sizes = []
+    score = loop.score
+
+    def spy(network, batches, preprocess, **options):
+        scores = score(network, batches, preprocess, **options)
+        sizes.append((int(scores.indices.min()), len(scores.labels)))
+        return scores
+
+    monkeypatch.setattr(loop, "score", spy)
+    run_tiny(data, tmp_path / "run")
+    assert sizes == [(40, 40), (40, 40), (80, 40)]  # validation twice, then the test, once
+
+
+def test_averaged_weights_are_the_ones_kept(photos, tmp_path):
+    run = run_tiny(photos, tmp_path / "run", tiny(epochs=1, ema_decay=0.5))
+    tensors, _ = skipway.run.read_safetensors(run.folder / "last.safetensors")
+    kept = weights(run)
+    assert all(torch.equal(kept[k], tensors[f"average.{k}"]) for k in kept)
+    assert not torch.equal(kept["stem.conv.weight"], tensors["network.stem.conv.weight"])
+
+
+def test_given_weights_start_the_run_and_fix_the_stem(photos, tmp_path):
+    first = run_tiny(photos, tmp_path / "first", TINY | {"network": {**TINY["network"], "stem": "imagenet"}})
+    settings = tiny(epochs=1, lr=1e-9, weights=str(first.folder))
+    settings["augment"] = {"flip": False, "pad_crop": 0.0}
+    second = run_tiny(photos, tmp_path / "second", settings)
+    assert second.spec.network.stem == "imagenet"
+    old, new = weights(first), weights(second)
+    torch.testing.assert_close(old["stem.conv.weight"], new["stem.conv.weight"], rtol=0, atol=1e-6)
+
+
+def test_precision_and_format_are_as_asked(photos, tmp_path):
+    plain = run_tiny(photos, tmp_path / "a", tiny(precision="fp32", channels_last=False))
+    fast = run_tiny(photos, tmp_path / "b", tiny(precision="bf16"))
+    assert plain.spec.train.precision == "fp32"
+    assert weights(fast)["stem.conv.weight"].dtype == torch.float32
+    assert plain.metrics()[0]["train_loss"] == pytest.approx(fast.metrics()[0]["train_loss"], rel=0.05)
+    assert plain.metrics()[0]["train_loss"] != fast.metrics()[0]["train_loss"]
+
+
+def test_loss_gone_bad_stops_with_a_word_and_keeps_the_best(photos, tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def broken(self, batch, epoch, number, lr):
+        loss, right = step(self, batch, epoch, number, lr)
+        return (loss * float("nan") if epoch == 2 else loss), right
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+    with pytest.raises(InputError, match=r"no longer a finite number in epoch 2.*lower --lr"):
+        run_tiny(photos, tmp_path / "run")
+    assert load_model(tmp_path / "run").classes == ("ants", "bees")
+    assert len(Run.open(tmp_path / "run").metrics()) == 1
+
+
+def test_disk_full_keeps_what_was_there(photos, tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def full(self, data):
+        if self.name == ".last.safetensors.tmp" and (tmp_path / "run" / "metrics.jsonl").exists():
+            write(self, data[: len(data) // 2])
+            raise OSError(28, "No space left on device", str(self))
+        return write(self, data)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, "write_bytes", full)
+        run_tiny(photos, tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
+    assert run_tiny(photos, tmp_path / "run").finished
+
+
+def test_bad_files_are_named_counted_and_kept_in_the_summary(photos, tmp_path):
+    (photos / "ants" / "notes.txt").write_text("x")
+    whole = (photos / "bees" / "003.png").read_bytes()
+    (photos / "bees" / "003.png").write_bytes(whole[: len(whole) // 2])
+    console = quiet()
+    run = skipway.train(photos, settings=TINY, out=tmp_path / "run", console=console)
+    assert set(run.summary["bad_files"]) == {"ants/notes.txt", "bees/003.png"}
+    assert isinstance(console.file, io.StringIO)
+    said = " ".join(console.file.getvalue().split())
+    assert "left out 1 file that cannot be read: ants/notes.txt (not an image file)" in said
+    assert said.count("bees/003.png") == 1
+
+
+def test_settings_left_open_are_settled_and_said(photos, tmp_path):
+    console = quiet()
+    run = skipway.train(photos, settings=TINY | {"train": {"epochs": 1}}, out=tmp_path / "r", console=console)
+    assert run.spec.train.batch_size == 16
+    assert run.spec.train.lr == pytest.approx(0.1 * 16 / 128)
+    said = " ".join(run.summary["chosen"])
+    for words in ("36 train, 4 validation (held out of train), no test split", "stem cifar", "batches of 16", "learning rate 0.0125"):
+        assert words in said
+
+
+def test_live_view_shows_bars_on_a_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    view = View("resnet20 on x", epochs=2, steps=3, notes=["a note"], done=0, console=console)
+    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 2.0, "val_accuracy": 0.25, "images_per_s": 99.0, "time_s": 1.0}
+    with view:
+        view.start_epoch(1)
+        for _ in range(3):
+            view.step(torch.tensor(0.5), 1234.0)
+        view.end_epoch(row, 0.25, is_best=True)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for words in ("epoch 1/2", "loss 0.500", "1,234 images/s", "best 25.00%", "a note"):
+        assert words in text
+
+
+def test_no_code_branches_on_a_data_sets_name():
+    sources = Path(loop.__file__).parent.parent.rglob("*.py")
+    allowed = {"builtin.py", "recipes.py", "cli.py"}
+    for path in sources:
+        if path.name not in allowed:
+            assert '"fashion' not in path.read_text(), path
+            assert '"cifar10' not in path.read_text(), path
+
+
+def test_train_takes_a_spec_object(photos, tmp_path):
+    spec = compose(str(photos), settings=TINY)
+    small = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=1))
+    run = skipway.train(small, out=tmp_path / "run", console=quiet())
+    assert len(run.metrics()) == 1
+    network = skipway.NetworkSpec((skipway.StageSpec(1, 4),), stem_width=4)
+    other = skipway.train(photos, network=network, settings=tiny(epochs=1), out=tmp_path / "other", console=quiet())
+    assert other.spec.network.stages == (skipway.StageSpec(1, 4),)
+    named = skipway.train(photos, network="tutorial", settings={"train": {"epochs": 1}}, out=tmp_path / "n", console=quiet())
+    assert named.spec.network.name == "tutorial"
+    assert json.loads((named.folder / "classes.json").read_text()) == ["ants", "bees"]

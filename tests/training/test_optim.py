@@ -1,0 +1,165 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from skipway.spec import TrainSpec
+from skipway.training.loss import cross_entropy, num_right
+from skipway.training.machine import choose_device, computes_bf16, keep_freed_memory
+from skipway.training.optim import Average, clip_gradient, make_optimizer, schedule
+
+SPEC = TrainSpec(lr=0.1, batch_size=8)
+
+
+def curve(total: int, warmup: int, **fields) -> list[float]:
+    factor = schedule(dataclasses.replace(SPEC, **fields), total, warmup)
+    return [factor(step) for step in range(total)]
+
+
+def test_cosine_follows_torchs():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    want = []
+    for _ in range(50):
+        want.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert curve(50, 0) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("total", [10, 101])
+def test_onecycle_follows_torchs(total):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total, pct_start=0.3, cycle_momentum=False)
+    want = []
+    for step in range(total):
+        want.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        if step < total - 1:
+            theirs.step()
+    warmup = 0.3 * total
+    if warmup == round(warmup):  # torch's peak lies between two steps otherwise
+        assert curve(total, round(warmup), schedule="onecycle") == pytest.approx(want, abs=1e-6)
+    ours = curve(total, round(warmup), schedule="onecycle")
+    assert ours[0] == pytest.approx(1 / 25)
+    assert max(ours) == 1
+    assert ours[-1] == pytest.approx(1 / 250_000, rel=1e-3)
+
+
+def test_multistep_drops_at_its_milestones():
+    ours = curve(64, 0, schedule="multistep", milestones=(0.5, 0.75), gamma=0.1)
+    assert ours == pytest.approx([1.0] * 32 + [0.1] * 16 + [0.01] * 16)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "multistep", "constant"])
+def test_warmup_rises_linearly_to_the_peak(kind):
+    ours = curve(100, 5, schedule=kind)
+    assert ours[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert max(ours) == 1
+    assert all(math.isfinite(v) and v >= 0 for v in curve(3, 5, schedule=kind))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "adam"])
+def test_norms_and_biases_do_not_decay_unless_asked(kind):
+    net = network()
+    spec = dataclasses.replace(SPEC, optimizer=kind, weight_decay=0.01)
+    groups = make_optimizer(net, spec).param_groups
+    assert [g["weight_decay"] for g in groups] == [0.01, 0.0]
+    assert {id(p) for p in groups[0]["params"]} == {id(net[0].weight), id(net[3].weight)}
+    assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
+    everything = make_optimizer(net, dataclasses.replace(spec, decay_norms=True)).param_groups
+    assert [g["weight_decay"] for g in everything] == [0.01]
+
+
+def test_sgd_step_is_nesterovs():
+    p = nn.Parameter(torch.tensor([[1.0]]))
+    holder = nn.Module()
+    holder.weight = p
+    optimizer = make_optimizer(holder, dataclasses.replace(SPEC, weight_decay=0.0))
+    value, velocity = 1.0, 0.0
+    for _ in range(3):
+        optimizer.zero_grad()
+        (p**2).sum().backward()
+        optimizer.step()
+        gradient = 2 * value
+        velocity = 0.9 * velocity + gradient
+        value -= 0.1 * (gradient + 0.9 * velocity)
+        assert p.item() == pytest.approx(value, rel=1e-6)
+
+
+def test_average_follows_its_formula():
+    net = network()
+    average = Average(net, 0.9)
+    start = net[0].weight.detach().clone()
+    with torch.no_grad():
+        net[0].weight += 1
+        net[1].num_batches_tracked += 7
+        net[1].running_mean += 2
+    average.update(net, 0)  # decay min(0.9, 1 / 10)
+    averaged = average.network.state_dict()
+    torch.testing.assert_close(averaged["0.weight"], 0.1 * start + 0.9 * (start + 1))
+    torch.testing.assert_close(averaged["1.running_mean"], torch.full((4,), 1.8))
+    assert averaged["1.num_batches_tracked"] == 7
+    before = averaged["0.weight"].clone()
+    average.update(net, 1000)
+    torch.testing.assert_close(average.network.state_dict()["0.weight"], 0.9 * before + 0.1 * (start + 1))
+    assert not average.network.training
+
+
+def test_clip_gradient_shortens_only_longer_ones():
+    net = network()
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    count = sum(p.numel() for p in net.parameters())
+    assert clip_gradient(net, 0.0) is None
+    norm = clip_gradient(net, 1.0)
+    assert norm is not None
+    assert norm.item() == pytest.approx(count**0.5)
+    new = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
+    assert new.item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_cross_entropy_takes_labels_and_shares():
+    logits = torch.randn(5, 3)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    want = -log_p[torch.arange(5), labels].mean()
+    torch.testing.assert_close(cross_entropy(logits, labels, 0.0), want)
+    shares = nn.functional.one_hot(labels, 3).float()
+    torch.testing.assert_close(cross_entropy(logits, shares, 0.0), want)
+    torch.testing.assert_close(cross_entropy(logits, labels, 0.3), 0.7 * want - 0.3 * log_p.mean())
+    assert cross_entropy(logits.bfloat16(), labels, 0.0).dtype == torch.float32
+
+
+def test_num_right_counts_labels_and_largest_shares():
+    logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    assert num_right(logits, torch.tensor([0, 1, 1])) == 2
+    assert num_right(logits, torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]])) == 2
+
+
+def test_device_that_is_not_there_is_named():
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match=r"train\.device 'nonsense' is not to be had here"):
+        choose_device("nonsense")
+
+
+def test_bf16_is_asked_of_the_hardware(monkeypatch):
+    cpu = torch.device("cpu")
+    for flags, want in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
+        assert computes_bf16(cpu) is want
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert computes_bf16(cpu) in (True, False)
+    assert computes_bf16(torch.device("meta")) is False
+
+
+def test_keep_freed_memory_takes_effect_on_linux():
+    import sys
+
+    assert keep_freed_memory() is (sys.platform == "linux")
