@@ -19,7 +19,21 @@ TINY: dict[str, dict[str, Any]] = {
     "data": {"workers": 0},
     "train": {"epochs": 2, "batch_size": 8, "lr": 0.1},
 }
-TINY_FLAGS = "--stages 1x4 1x8/2 --stem-width 4 --workers 0 --epochs 2 --batch-size 8 --lr 0.1".split()
+TINY_FLAGS = [
+    "--stages",
+    "1x4",
+    "1x8/2",
+    "--stem-width",
+    "4",
+    "--workers",
+    "0",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--lr",
+    "0.1",
+]
 
 
 @dataclass(frozen=True)
@@ -51,14 +65,20 @@ def save_image(path: Path, seed: int, size: tuple[int, int] = (16, 16), brightne
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
-def make_photos(root: Path, *, splits: Sequence[str] = ("",), classes: Sequence[str] = ("ants", "bees"), num: int = 20) -> Path:
+def make_photos(
+    root: Path, *, splits: Sequence[str] = ("",), classes: Sequence[str] = ("ants", "bees"), num: int = 20
+) -> Path:
     """root/[split/]class/*.png: the first class dark, the others brighter, so that they can be told apart."""
     seed = 0
     for split in splits:
         for level, name in enumerate(classes):
             for i in range(num):
                 seed += 1
-                save_image(root / split / name / f"{i:03}.png", seed, brightness=127 * level // max(len(classes) - 1, 1))
+                save_image(
+                    root / split / name / f"{i:03}.png",
+                    seed,
+                    brightness=127 * level // max(len(classes) - 1, 1),
+                )
     return root
 
 
@@ -92,4 +112,3 @@ def shared_data() -> Path:
     path = Path(ROOT, os.environ["SKIPWAY_DATA"])
     assert path.is_dir(), f"SKIPWAY_DATA names no folder: {path}"
     return path
-

@@ -34,7 +34,7 @@ def odd_photos(root: Path) -> Path:
     image.quantize(16).save(ants / "palette.png")
     image.convert("CMYK").save(ants / "cmyk.jpg")
     image.convert("RGBA").save(ants / "rgba.png")
-    Image.fromarray((pixels[:, :, 0].astype(np.uint16) * 257)).save(ants / "deep.png")
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(ants / "deep.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(ants / "rotated.jpg", exif=exif)
@@ -75,7 +75,10 @@ def test_missing_folder(skipway):
 
 
 def test_misspelt_data_set_suggests_the_nearest(skipway):
-    refused(skipway("train", "fashion-sampel"), "unknown data set 'fashion-sampel'. Did you mean 'fashion-sample'?")
+    refused(
+        skipway("train", "fashion-sampel"),
+        "unknown data set 'fashion-sampel'. Did you mean 'fashion-sample'?",
+    )
 
 
 def test_file_in_place_of_a_folder(skipway, tmp_path):
@@ -109,11 +112,17 @@ def test_class_in_val_that_train_lacks(skipway, tmp_path):
 
 
 def test_no_train_split(skipway, tmp_path):
-    refused(skipway("train", make_photos(tmp_path / "p", splits=("val", "test"))), "val and test but no train split")
+    refused(
+        skipway("train", make_photos(tmp_path / "p", splits=("val", "test"))),
+        "val and test but no train split",
+    )
 
 
 def test_two_folders_for_one_split(skipway, tmp_path):
-    refused(skipway("train", make_photos(tmp_path / "p", splits=("train", "val", "valid"), num=2)), "two val folders")
+    refused(
+        skipway("train", make_photos(tmp_path / "p", splits=("train", "val", "valid"), num=2)),
+        "two val folders",
+    )
 
 
 def test_too_few_images_to_hold_any_out(skipway, tmp_path):
@@ -133,7 +142,10 @@ def test_too_few_images_to_hold_any_out(skipway, tmp_path):
         (["--device", "tpu9"], "train.device 'tpu9' is not to be had here"),
         (["--config", "none.toml"], "config file none.toml cannot be read"),
         (["--stages", "3y"], "network.stages[0] must look like 3x32/2"),
-        (["--batch-size", "37"], "train.batch_size 37 is larger than the 36 training images; --batch-size 36 or less"),
+        (
+            ["--batch-size", "37"],
+            "train.batch_size 37 is larger than the 36 training images; --batch-size 36 or less",
+        ),
         (["--network", "resnet18", "--stem", "imagenet"], "--image-size must be at least 32, got 16"),
         (["--image-size", "2"], "--image-size must be at least 4, got 2"),
         (["--weights", "none"], "no such weights file: none"),
@@ -146,7 +158,10 @@ def test_setting_that_cannot_be(skipway, photos, arguments, words):
 
 def test_unknown_field_in_a_config_file(skipway, photos):
     Path("c.toml").write_text("[train]\nepoch = 3\n")
-    refused(skipway("train", photos, "--config", "c.toml"), "unknown field of train 'epoch'. Did you mean 'epochs'?")
+    refused(
+        skipway("train", photos, "--config", "c.toml"),
+        "unknown field of train 'epoch'. Did you mean 'epochs'?",
+    )
 
 
 def test_unknown_verb(skipway):
@@ -186,7 +201,10 @@ def test_damaged_run_folder(skipway, trained, photos, tmp_path):
 def test_output_folder_with_other_things_in_it(skipway, photos, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    refused(skipway("train", photos, *TINY_FLAGS, "--out", tmp_path / "mine"), "is not empty and is not a run folder")
+    refused(
+        skipway("train", photos, *TINY_FLAGS, "--out", tmp_path / "mine"),
+        "is not empty and is not a run folder",
+    )
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
@@ -194,7 +212,11 @@ def test_output_folder_with_an_unfinished_run_of_other_settings(skipway, photos,
     folder = Path(shutil.copytree(trained.folder, tmp_path / "copy"))
     (folder / "summary.json").write_text('{"status": "running"}')
     before = (folder / "metrics.jsonl").read_bytes()
-    refused(skipway("train", photos, *TINY_FLAGS, "--out", folder), "holds an unfinished run with other settings", "->")
+    refused(
+        skipway("train", photos, *TINY_FLAGS, "--out", folder),
+        "holds an unfinished run with other settings",
+        "->",
+    )
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 

@@ -102,7 +102,14 @@ def test_predict_names_images_and_skips_what_it_cannot_read(skipway, trained, ph
 def test_describe_draws_the_skips(skipway, trained):
     result = skipway("describe", "tutorial")
     assert result.code == 0
-    for words in ("43,242 parameters", "36,536,960 FLOPs", "╭─ identity", "╭─ projection", "╰─▶ +", "stage2.block2"):
+    for words in (
+        "43,242 parameters",
+        "36,536,960 FLOPs",
+        "╭─ identity",
+        "╭─ projection",
+        "╰─▶ +",
+        "stage2.block2",
+    ):
         assert words in result.out
     assert "╭─" not in skipway("describe", "plain20").out
     table = json.loads(skipway("describe", "resnet50", "--json").out)
@@ -124,7 +131,18 @@ def test_networks_and_recipes_are_listed(skipway):
 
 def test_every_recipe_trains(skipway, photos):
     for name in RECIPES:
-        flags = ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--stages", "1x4", "--stem-width", "4"]
+        flags = [
+            "--epochs",
+            "1",
+            "--batch-size",
+            "8",
+            "--workers",
+            "0",
+            "--stages",
+            "1x4",
+            "--stem-width",
+            "4",
+        ]
         assert skipway("train", photos, "--recipe", name, *flags, "--out", name).code == 0
         assert Run.open(name).spec.recipe == name
 

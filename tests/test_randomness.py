@@ -9,7 +9,13 @@ def test_mix_gives_splitmix64s_published_numbers():
     golden = 0x9E3779B97F4A7C15
     states = [(1234567 + i * golden) % 2**64 for i in range(5)]
     signed = torch.tensor([s - 2**64 if s >= 2**63 else s for s in states])
-    want = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    want = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert [int(v) % 2**64 for v in randomness.mix(signed)] == want
 
 

@@ -7,14 +7,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 
 from skipway import __version__, tables
 from skipway.errors import InputError, ReadError
-from skipway.spec import SECTIONS, StageSpec
+from skipway.spec import SECTIONS
 
 DONE, BAD_INPUT, STOPPED = 0, 2, 75
 PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
@@ -42,11 +42,11 @@ def _flags() -> type:
             kind = hints[f.name]
             listed = get_origin(kind) is tuple
             if listed:
-                kind = list[str] if get_args(kind)[0] is StageSpec else list[get_args(kind)[0]]
+                kind = list[str] if f.name == "stages" else list[float]
             help_text = f"{f.metadata['help']}{_shown_default(f.default) if section != 'network' else ''}"
             negative = None if kind is bool else ""
             parameter = Parameter(help=help_text, group=group, consume_multiple=listed, negative=negative)
-            fields.append((f.name, Annotated[kind | None, parameter], None))
+            fields.append((f.name, Annotated[kind | None, parameter], None))  # pyrefly: ignore[invalid-annotation]
     made = dataclasses.make_dataclass("Flags", fields, frozen=True)
     made.__module__ = __name__
     return Parameter(name="*")(made)
@@ -81,7 +81,7 @@ def train(
     recipe: str = "",
     config: Path | None = None,
     out: Path | None = None,
-    flags: Flags | None = None,  # pyrefly: ignore[not-a-type]
+    flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Train a network on DATA, or go on with the unfinished run of the same settings.
 
@@ -183,7 +183,9 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False) -> int:
             continue
         done += 1
         if json:
-            ranked = [{"name": n, "probability": p} for n, p in zip(prediction.names, prediction.probabilities, strict=True)]
+            ranked = [
+                {"name": n, "probability": p} for n, p in zip(prediction.names, prediction.probabilities, strict=True)
+            ]
             print(_json({"image": str(path), "predictions": ranked}))
         else:
             console.print(tables.prediction(str(path), prediction), soft_wrap=True)

@@ -1,7 +1,7 @@
 """What can go wrong through no fault of the program: said in one message, exit code 2."""
 
 import difflib
-import os
+import itertools
 from collections.abc import Iterable
 
 
@@ -42,4 +42,5 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
 
 def _likeness(a: str, b: str) -> tuple[float, int]:
     """How alike two names are; of equally alike ones, the longer common beginning wins."""
-    return difflib.SequenceMatcher(None, a, b).ratio(), len(os.path.commonprefix([a, b]))
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    return difflib.SequenceMatcher(None, a, b).ratio(), common

@@ -41,7 +41,13 @@ def tutorial() -> RunSpec:
         data=DataSpec(path="fashion-sample"),
         augment=AugmentSpec(flip=False, pad_crop=0.0),
         train=TrainSpec(
-            epochs=5, batch_size=64, optimizer="adam", lr=0.001, weight_decay=0.0, schedule="constant", warmup_epochs=0.0
+            epochs=5,
+            batch_size=64,
+            optimizer="adam",
+            lr=0.001,
+            weight_decay=0.0,
+            schedule="constant",
+            warmup_epochs=0.0,
         ),
     )
 
@@ -120,7 +126,9 @@ def apply(spec: RunSpec, settings: Settings) -> RunSpec:
     return from_dict(table)
 
 
-def compose(data: str = "", *, recipe: str = "", config: Path | None = None, settings: Settings | None = None) -> RunSpec:
+def compose(
+    data: str = "", *, recipe: str = "", config: Path | None = None, settings: Settings | None = None
+) -> RunSpec:
     """One complete spec: recipe < config file < settings < data.
 
     Args:
@@ -139,5 +147,3 @@ def compose(data: str = "", *, recipe: str = "", config: Path | None = None, set
         raise unknown("recipe", chosen, RECIPES)
     spec = apply(apply(RECIPES[chosen](), table), settings or {})
     return apply(spec, {"data": {"path": data}}) if data else spec
-
-

@@ -81,7 +81,10 @@ class DataSpec:
 
     path: str = option("", "a built-in data set's name, or a folder of images or parquet files")
     image_size: int = option(
-        0, "pixels a side; 0: the images' own where all are alike and at most 64 pixels, else 224", low=0, high=4096
+        0,
+        "pixels a side; 0: the images' own where all are alike and at most 64 pixels, else 224",
+        low=0,
+        high=4096,
     )
     val_fraction: float = option(
         0.1, "share of train held out where the data has no validation split", low=0.001, high=0.9
@@ -162,7 +165,12 @@ class RunSpec:
     train: TrainSpec = field(default_factory=TrainSpec)
 
 
-SECTIONS: dict[str, type] = {"data": DataSpec, "network": NetworkSpec, "augment": AugmentSpec, "train": TrainSpec}
+SECTIONS: dict[str, type] = {
+    "data": DataSpec,
+    "network": NetworkSpec,
+    "augment": AugmentSpec,
+    "train": TrainSpec,
+}
 
 
 def check(spec: Any, where: str) -> None:

@@ -45,7 +45,9 @@ def description(network: "Description") -> Group:
             _short(row.macs) if row.macs else "",
         )
     head = Text.assemble((network.name, "bold"), f"  input {_shape(network.input)}  {network.source}")
-    total = f"{network.parameters:,} parameters, {network.macs:,} MACs, {network.flops:,} FLOPs (2 x MACs) for one image"
+    total = (
+        f"{network.parameters:,} parameters, {network.macs:,} MACs, {network.flops:,} FLOPs (2 x MACs) for one image"
+    )
     return Group(head, "", table, "", total)
 
 
@@ -90,7 +92,9 @@ def networks(found: "Sequence[Description]") -> Table:
     table = _table("name", "parameters", "GMACs", "at", "source", right=("parameters", "GMACs", "at"))
     for network in found:
         size = f"{network.input[1]} px"
-        table.add_row(network.name, f"{network.parameters:,}", f"{network.macs / 1e9:.3f}", size, escape(network.source))
+        table.add_row(
+            network.name, f"{network.parameters:,}", f"{network.macs / 1e9:.3f}", size, escape(network.source)
+        )
     return table
 
 

@@ -50,7 +50,10 @@ def test_fit_resizes_as_pillow_does():
     image = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
     ours = Preprocess(16, 3, (0.0,) * 3, (1.0,) * 3).fit(image)
     theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((16, 16), Image.Resampling.BILINEAR)
-    difference = ours.permute(1, 2, 0).int() - torch.frombuffer(bytearray(theirs.tobytes()), dtype=torch.uint8).view(16, 16, 3).int()
+    difference = (
+        ours.permute(1, 2, 0).int()
+        - torch.frombuffer(bytearray(theirs.tobytes()), dtype=torch.uint8).view(16, 16, 3).int()
+    )
     assert difference.abs().max() <= 1
 
 
@@ -74,7 +77,9 @@ def test_measured_normalisation_uses_the_train_split_only():
 
 
 def test_constant_images_do_not_divide_by_zero():
-    source = ArraySource(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a", "b"), {}, "s")
+    source = ArraySource(
+        torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a", "b"), {}, "s"
+    )
     assert measure(source, torch.arange(4), 8).normalise(source.images).isfinite().all()
 
 
@@ -135,7 +140,14 @@ def test_make_loader_follows_the_source(tmp_path):
 
 # augmentation
 
-EVERYTHING = {"flip": True, "pad_crop": 0.25, "randaugment": 2, "mixup": 0.3, "cutmix": 1.0, "erasing_rate": 0.5}
+EVERYTHING = {
+    "flip": True,
+    "pad_crop": 0.25,
+    "randaugment": 2,
+    "mixup": 0.3,
+    "cutmix": 1.0,
+    "erasing_rate": 0.5,
+}
 
 
 def test_nothing_asked_changes_nothing():

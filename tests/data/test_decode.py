@@ -109,7 +109,7 @@ def test_what_is_no_image_is_named(data):
 def test_truncated_jpeg_is_named():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encoded(Image.fromarray(pixels), "JPEG")
-    with pytest.raises(ReadError, match="photo: .*truncated"):
+    with pytest.raises(ReadError, match=r"photo: .*truncated"):
         decode(whole[: len(whole) // 2], 3, "photo")
 
 

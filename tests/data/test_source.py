@@ -108,7 +108,9 @@ def test_folder_is_never_written(tmp_path):
     assert sorted((str(p), p.stat().st_mtime_ns) for p in root.rglob("*")) == before
 
 
-def make_parquet(folder: Path, split: str, images: list[bytes], labels: list, *, names: list[str] | None = None) -> None:
+def make_parquet(
+    folder: Path, split: str, images: list[bytes], labels: list, *, names: list[str] | None = None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     label_type = pa.string() if isinstance(labels[0], str) else pa.int64()
@@ -253,7 +255,10 @@ def test_cifar_downloads_through_torchvision(tmp_path, monkeypatch, local_server
     batches = {f"data_batch_{i}": pixels for i in range(1, 6)} | {"test_batch": pixels}
     names = [f"class{i}" for i in range(10)]
     sums = {}
-    for name, content in [*((n, {"data": d, "labels": list(range(10))}) for n, d in batches.items()), ("batches.meta", {"label_names": names})]:
+    for name, content in [
+        *((n, {"data": d, "labels": list(range(10))}) for n, d in batches.items()),
+        ("batches.meta", {"label_names": names}),
+    ]:
         data = pickle.dumps(content)
         (root / name).write_bytes(data)
         sums[name] = hashlib.md5(data).hexdigest()
@@ -276,7 +281,9 @@ def test_cifar_downloads_through_torchvision(tmp_path, monkeypatch, local_server
 
 def test_failed_download_says_how_to_bring_the_files(tmp_path, monkeypatch, local_server):
     monkeypatch.setattr(datasets.CIFAR100, "url", f"{local_server(tmp_path)}/nothing.tar.gz")
-    with pytest.raises(InputError, match=r"cifar100 could not be downloaded .* Put its files into one of these folders"):
+    with pytest.raises(
+        InputError, match=r"cifar100 could not be downloaded .* Put its files into one of these folders"
+    ):
         opened("cifar100")
 
 

@@ -3,8 +3,8 @@ import torch
 from conftest import make_photos, save_image
 
 import skipway
-from skipway.data.preprocess import Preprocess
 from skipway.data.loader import Batch
+from skipway.data.preprocess import Preprocess
 from skipway.data.source import ArraySource
 from skipway.errors import InputError
 from skipway.evaluation.metrics import Scores, score
@@ -40,12 +40,17 @@ class Brightness(torch.nn.Module):
 
 def test_score_normalises_and_restores_the_mode():
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4)
-    batches = [Batch(images[:2], torch.tensor([1, 0]), torch.tensor([7, 8])), Batch(images[2:], torch.tensor([0]), torch.tensor([9]))]
+    batches = [
+        Batch(images[:2], torch.tensor([1, 0]), torch.tensor([7, 8])),
+        Batch(images[2:], torch.tensor([0]), torch.tensor([9])),
+    ]
     network = Brightness().train()
     got = score(network, batches, Preprocess(4, 1, (0.5,), (0.25,)))
     logits = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [-1.2, 0.0]])
     torch.testing.assert_close(got.probabilities, logits.softmax(1))
-    assert got.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0, 0])).item(), rel=1e-5)
+    assert got.loss == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, torch.tensor([1, 0, 0])).item(), rel=1e-5
+    )
     assert got.indices.tolist() == [7, 8, 9]
     assert got.accuracy == pytest.approx(2 / 3)
     assert network.training
@@ -68,7 +73,9 @@ def test_mistakes_shows_images_and_is_not_blank():
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     source = ArraySource(images, torch.tensor([0, 1, 1, 0]), ("a", "b", "c" * 40), {}, "x")
     shown = picture(mistakes(source, scores(), source.classes, "a title"))
-    blank = picture(mistakes(source, Scores(torch.eye(3), torch.arange(3), torch.arange(3), 0.0), source.classes, "a title"))
+    blank = picture(
+        mistakes(source, Scores(torch.eye(3), torch.arange(3), torch.arange(3), 0.0), source.classes, "a title")
+    )
     dark = [(p < 100).float().mean().item() for p in (shown, blank)]
     assert dark[0] > 3 * dark[1]  # two images with two lines of names each, against the title alone
 

@@ -54,7 +54,11 @@ def test_imagenet_networks_compute_what_torchvisions_do(name):
         if key.startswith("stages."):
             _, stage, rest = key.split(".", 2)
             key = f"layer{int(stage) + 1}.{rest}"
-        for old, new in (("shortcut.conv", "downsample.0"), ("shortcut.norm", "downsample.1"), ("norm", "bn")):
+        for old, new in (
+            ("shortcut.conv", "downsample.0"),
+            ("shortcut.norm", "downsample.1"),
+            ("norm", "bn"),
+        ):
             key = key.replace(old, new)
         state[key] = value
     theirs.load_state_dict(state)
@@ -122,7 +126,14 @@ def test_features_names_every_parts_output():
     network = skipway.build("tutorial").eval()
     x = torch.randn(2, 3, 32, 32)
     features = network.features(x)
-    assert [*features] == ["stem", "stage1.block1", "stage1.block2", "stage2.block1", "stage2.block2", "logits"]
+    assert [*features] == [
+        "stem",
+        "stage1.block1",
+        "stage1.block2",
+        "stage2.block1",
+        "stage2.block2",
+        "logits",
+    ]
     assert features["stage2.block1"].shape == (2, 32, 16, 16)
     assert torch.equal(features["logits"], network(x))
 
@@ -155,7 +166,11 @@ def test_matching_takes_patterns_and_parts_of_names():
     assert not matching("zzz")
 
 
-stages = st.lists(st.builds(StageSpec, st.integers(1, 2), st.sampled_from([4, 8]), st.sampled_from([1, 2])), min_size=1, max_size=3)
+stages = st.lists(
+    st.builds(StageSpec, st.integers(1, 2), st.sampled_from([4, 8]), st.sampled_from([1, 2])),
+    min_size=1,
+    max_size=3,
+)
 
 
 @settings(max_examples=25, deadline=None)

@@ -303,14 +303,27 @@ def test_settings_left_open_are_settled_and_said(photos, tmp_path):
     assert run.spec.train.batch_size == 16
     assert run.spec.train.lr == pytest.approx(0.1 * 16 / 128)
     said = " ".join(run.summary["chosen"])
-    for words in ("36 train, 4 validation (held out of train), no test split", "stem cifar", "batches of 16", "learning rate 0.0125"):
+    for words in (
+        "36 train, 4 validation (held out of train), no test split",
+        "stem cifar",
+        "batches of 16",
+        "learning rate 0.0125",
+    ):
         assert words in said
 
 
 def test_live_view_shows_bars_on_a_terminal():
     console = Console(file=io.StringIO(), force_terminal=True, width=140)
     view = View("resnet20 on x", epochs=2, steps=3, notes=["a note"], done=0, console=console)
-    row = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 2.0, "val_accuracy": 0.25, "images_per_s": 99.0, "time_s": 1.0}
+    row = {
+        "epoch": 1,
+        "train_loss": 1.0,
+        "train_accuracy": 0.5,
+        "val_loss": 2.0,
+        "val_accuracy": 0.25,
+        "images_per_s": 99.0,
+        "time_s": 1.0,
+    }
     with view:
         view.start_epoch(1)
         for _ in range(3):
@@ -339,6 +352,8 @@ def test_train_takes_a_spec_object(photos, tmp_path):
     network = skipway.NetworkSpec((skipway.StageSpec(1, 4),), stem_width=4)
     other = skipway.train(photos, network=network, settings=tiny(epochs=1), out=tmp_path / "other", console=quiet())
     assert other.spec.network.stages == (skipway.StageSpec(1, 4),)
-    named = skipway.train(photos, network="tutorial", settings={"train": {"epochs": 1}}, out=tmp_path / "n", console=quiet())
+    named = skipway.train(
+        photos, network="tutorial", settings={"train": {"epochs": 1}}, out=tmp_path / "n", console=quiet()
+    )
     assert named.spec.network.name == "tutorial"
     assert json.loads((named.folder / "classes.json").read_text()) == ["ants", "bees"]

@@ -79,8 +79,7 @@ def test_norms_and_biases_do_not_decay_unless_asked(kind):
 
 def test_sgd_step_is_nesterovs():
     p = nn.Parameter(torch.tensor([[1.0]]))
-    holder = nn.Module()
-    holder.weight = p
+    holder = nn.ParameterList([p])
     optimizer = make_optimizer(holder, dataclasses.replace(SPEC, weight_decay=0.0))
     value, velocity = 1.0, 0.0
     for _ in range(3):
@@ -96,11 +95,11 @@ def test_sgd_step_is_nesterovs():
 def test_average_follows_its_formula():
     net = network()
     average = Average(net, 0.9)
-    start = net[0].weight.detach().clone()
-    with torch.no_grad():
-        net[0].weight += 1
-        net[1].num_batches_tracked += 7
-        net[1].running_mean += 2
+    state = net.state_dict()
+    start = state["0.weight"].clone()
+    state["0.weight"].add_(1)
+    state["1.num_batches_tracked"].add_(7)
+    state["1.running_mean"].add_(2)
     average.update(net, 0)  # decay min(0.9, 1 / 10)
     averaged = average.network.state_dict()
     torch.testing.assert_close(averaged["0.weight"], 0.1 * start + 0.9 * (start + 1))

@@ -74,7 +74,10 @@ class Augment:
         return picked.permute(0, 3, 1, 2)  # channels_last in memory, as the network wants it
 
     def _erase(self, inputs: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        """A rectangle of 2 to 33% of the area, sides 0.3 to 3.3, set to the mean (Zhong et al. 2017, arXiv:1708.04896)."""
+        """A rectangle becomes the mean (Zhong et al. 2017, arXiv:1708.04896, alg. 1; theirs holds random values).
+
+        It covers 2 to 33% of the area; its height is 0.3 to 3.3 times its width.
+        """
         size = inputs.shape[-1]
         u = self.draw(indices, epoch, "erase", 5).to(inputs.device)  # (B, 5): whether, area, ratio, top, left
         area = (0.02 + u[:, 1] * 0.31) * size * size

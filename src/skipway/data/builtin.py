@@ -42,7 +42,10 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _source(
-    title: str, classes: tuple[str, ...], train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+    title: str,
+    classes: tuple[str, ...],
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
 ) -> ArraySource:
     """Two pairs of images (N, H, W[, C]) uint8 and labels -> one source."""
     images = _images(np.concatenate([train[0], test[0]]))
@@ -69,17 +72,17 @@ def fashion() -> ArraySource:
     places = [DEBIAN_FASHION, cache_folder() / "FashionMNIST/raw"]
     if shared := os.environ.get("SKIPWAY_DATA"):
         places.insert(0, Path(shared) / "fashion-mnist")
-    folder = next((p for p in places if any(p.glob("train-images-idx3-ubyte*"))), None)
-    if folder is None:
+    found = [p for p in places if any(p.glob("train-images-idx3-ubyte*"))]
+    if not found:
         from torchvision.datasets import FashionMNIST
 
         _download(lambda root: FashionMNIST(root, download=True), "fashion", places)
-        folder = places[-1]
+    folder = found[0] if found else places[-1]
 
     def part(prefix: str) -> tuple[np.ndarray, np.ndarray]:
         names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
-        found = [next(iter(sorted(folder.glob(f"{name}*"))), folder / name) for name in names]
-        return read_idx(found[0]), read_idx(found[1])
+        images, labels = (next(iter(sorted(folder.glob(f"{name}*"))), folder / name) for name in names)
+        return read_idx(images), read_idx(labels)
 
     return _source("fashion", FASHION_CLASSES, part("train"), part("t10k"))
 

@@ -116,7 +116,9 @@ def _class_names(parts: dict[str, dict[str, list[Path]]], root: Path) -> tuple[s
     for split, part in parts.items():
         extra = [name for name in part if name not in names]
         if extra:
-            raise InputError(f"{split} has classes that {main} lacks: {', '.join(extra)} ({main} has {', '.join(names)})")
+            raise InputError(
+                f"{split} has classes that {main} lacks: {', '.join(extra)} ({main} has {', '.join(names)})"
+            )
     if not names:
         raise InputError(f"{root} holds no images in class folders: one folder a class, images inside")
     return tuple(names)

@@ -95,7 +95,12 @@ class EncodedSource:
     images: Tensor | None = None
 
     def __init__(
-        self, blobs: list[bytes], labels: Tensor, classes: tuple[str, ...], splits: dict[str, Tensor], title: str
+        self,
+        blobs: list[bytes],
+        labels: Tensor,
+        classes: tuple[str, ...],
+        splits: dict[str, Tensor],
+        title: str,
     ):
         self._blobs, self._title = blobs, title
         self.classes, self.labels = classes, labels

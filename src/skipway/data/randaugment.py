@@ -16,7 +16,7 @@ def _operations() -> tuple[Operation, ...]:
     Pair = tuple[float, float]
 
     def affine(images: Tensor, *, angle: float = 0.0, shift: Pair = (0, 0), shear: Pair = (0, 0)) -> Tensor:
-        pixels = [round(share * images.shape[-1]) for share in shift]
+        pixels = [float(round(share * images.shape[-1])) for share in shift]
         return T.affine(images, angle=angle, translate=pixels, scale=1.0, shear=list(shear))
 
     return (

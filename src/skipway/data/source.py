@@ -25,13 +25,20 @@ class Source(Protocol):
         bad: files left out when the source was opened: name -> reason.
     """
 
-    classes: tuple[str, ...]
-    labels: Tensor
-    splits: dict[str, Tensor]
-    channels: int
-    images: Tensor | None
-    size: tuple[int, int] | None
-    bad: dict[str, str]
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def labels(self) -> Tensor: ...  # noqa: D102
+    @property
+    def splits(self) -> dict[str, Tensor]: ...  # noqa: D102
+    @property
+    def channels(self) -> int: ...  # noqa: D102
+    @property
+    def images(self) -> Tensor | None: ...  # noqa: D102
+    @property
+    def size(self) -> tuple[int, int] | None: ...  # noqa: D102
+    @property
+    def bad(self) -> dict[str, str]: ...  # noqa: D102
 
     def __len__(self) -> int: ...
 
@@ -111,7 +118,7 @@ def open_source(spec: DataSpec) -> Source:
         source: Source = BUILTIN[spec.path]()
     elif not path.exists():
         looks_like_name = "/" not in spec.path and "." not in spec.path
-        raise unknown("data set", spec.path, BUILTIN) if looks_like_name else InputError(f"no such folder: {path}")
+        raise (unknown("data set", spec.path, BUILTIN) if looks_like_name else InputError(f"no such folder: {path}"))
     elif not path.is_dir():
         raise InputError(f"{path} is a file; name the folder that holds the images")
     elif any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):

@@ -97,6 +97,7 @@ def _match_classes(names: tuple[str, ...], known: tuple[str, ...], path: str) ->
     missing = [name for name in names if name not in known]
     if missing:
         raise InputError(
-            f"{path} has classes that the network does not know: {', '.join(missing[:5])} (it knows {', '.join(known[:10])})"
+            f"{path} has classes that the network does not know: {', '.join(missing[:5])} "
+            f"(it knows {', '.join(known[:10])})"
         )
     return torch.tensor([known.index(name) for name in names])

@@ -73,6 +73,9 @@ def describe(network: str | NetworkSpec, *, image_size: int = 0) -> Description:
     if spec.stem == "auto":
         spec = build(spec, image_size=size).spec
     made = skeleton(spec)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.forward = _same  # a norm keeps the shape, and torch takes ten times longer to say so
     seen: list[tuple[str, nn.Module, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda module, _, output, name=name: seen.append((name, module, output)))
@@ -97,6 +100,10 @@ def describe(network: str | NetworkSpec, *, image_size: int = 0) -> Description:
     )
 
 
+def _same(input: Tensor) -> Tensor:
+    return input
+
+
 def _row(name: str, module: nn.Module, output: Tensor) -> LayerRow:
     path = name.split(".")
     if path[0] == "stages":
@@ -114,8 +121,16 @@ def _row(name: str, module: nn.Module, output: Tensor) -> LayerRow:
 
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
-        return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}" + (f"/{module.stride[0]}" if module.stride[0] > 1 else "")
-    names = {"BatchNorm2d": "norm", "ReLU": "relu", "MaxPool2d": "max-pool/2", "Linear": "linear", "ZeroPad": "zero pad"}
+        return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}" + (
+            f"/{module.stride[0]}" if module.stride[0] > 1 else ""
+        )
+    names = {
+        "BatchNorm2d": "norm",
+        "ReLU": "relu",
+        "MaxPool2d": "max-pool/2",
+        "Linear": "linear",
+        "ZeroPad": "zero pad",
+    }
     return names.get(type(module).__name__, type(module).__name__.lower())
 
 

@@ -27,7 +27,11 @@ class Position:
 
 
 def save_last(
-    run: Run, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+    run: Run,
+    position: Position,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
 ) -> None:
     """Write the state of training."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
@@ -39,9 +43,7 @@ def save_last(
     run.write_bytes(NAME, save(tensors, {"position": json.dumps(asdict(position))}))
 
 
-def load_last(
-    run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
-) -> Position:
+def load_last(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> Position:
     """Put the state of training back into its parts.
 
     Raises:

@@ -102,7 +102,9 @@ class Trainer:
         torch.manual_seed(spec.train.seed)
         if self.device.type == "cpu":
             keep_freed_memory()
-        preprocess = Run.open(folder).preprocess if resume else measure(plan.source, plan.splits.train, spec.data.image_size)
+        preprocess = (
+            Run.open(folder).preprocess if resume else measure(plan.source, plan.splits.train, spec.data.image_size)
+        )
         self.preprocess = preprocess
         self.loader = make_loader(plan.source, preprocess, spec.data)
         self.augment = Augment(spec.augment, num_classes=len(plan.source.classes), seed=spec.train.seed)
@@ -111,7 +113,7 @@ class Trainer:
             load_state(network, load_model(spec.train.weights).network.state_dict(), spec.train.weights)
         layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.layout = layout
-        self.network: nn.Module = network.to(self.device, memory_format=layout)
+        self.network: nn.Module = network.to(self.device).to(memory_format=layout)
         self.optimizer = make_optimizer(self.network, spec.train)
         self.average = Average(self.network, spec.train.ema_decay) if spec.train.ema_decay else None
         self.total_steps = spec.train.epochs * plan.steps_per_epoch
@@ -136,7 +138,12 @@ class Trainer:
         if self.position.epoch:
             notes.append(f"going on after epoch {self.position.epoch}")
         view = View(
-            title, epochs=spec.train.epochs, steps=self.plan.steps_per_epoch, notes=notes, done=self.position.epoch, console=console
+            title,
+            epochs=spec.train.epochs,
+            steps=self.plan.steps_per_epoch,
+            notes=notes,
+            done=self.position.epoch,
+            console=console,
         )
         told = set(self.loader.bad)
         with StopSignals() as stop:
@@ -194,9 +201,7 @@ class Trainer:
         save_last(self.folder, self.position, self.network, self.optimizer, self.average)
         view.end_epoch(row, self.position.best_accuracy, is_best=is_best)
 
-    def _steps(
-        self, epoch: int, view: View, stop: StopSignals
-    ) -> tuple[list[Tensor], list[float], Tensor, int]:
+    def _steps(self, epoch: int, view: View, stop: StopSignals) -> tuple[list[Tensor], list[float], Tensor, int]:
         """All steps of an epoch: their losses, their rates, and how many of the images seen were right."""
         batch_size, per_epoch = self.spec.train.batch_size, self.plan.steps_per_epoch
         order = randomness.order(self.plan.splits.train, seed=self.spec.train.seed, epoch=epoch)
@@ -257,7 +262,7 @@ class Trainer:
 
     def _finish(self, view: View) -> None:
         """The test, once, with the best weights; pictures; summary."""
-        best = self.folder.network().to(self.device, memory_format=self.layout)
+        best = self.folder.network().to(self.device).to(memory_format=self.layout)
         splits, source = self.plan.splits, self.plan.source
         final = splits.val if splits.test is None else splits.test
         batches = self.loader.batches(final, VAL_BATCH)

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-HEADER = f"{'epoch':>7}  {'train loss':>10} {'accuracy':>9}  {'val loss':>9} {'accuracy':>9}  {'images/s':>9} {'time':>7}"
+HEADER = (
+    f"{'epoch':>7}  {'train loss':>10} {'accuracy':>9}  {'val loss':>9} {'accuracy':>9}  {'images/s':>9} {'time':>7}"
+)
 
 
 class View:
@@ -25,7 +27,16 @@ class View:
         done: epochs that earlier runs of the command did.
     """
 
-    def __init__(self, title: str, *, epochs: int, steps: int, notes: Sequence[str], done: int, console: Console | None = None):
+    def __init__(
+        self,
+        title: str,
+        *,
+        epochs: int,
+        steps: int,
+        notes: Sequence[str],
+        done: int,
+        console: Console | None = None,
+    ):
         self.console = console or Console()
         self.epochs, self.steps, self.done = epochs, steps, done
         self._bars = Progress(
