@@ -12,7 +12,7 @@ from skipway.run import Run
 from skipway.training import place
 
 
-def refused(result, *words: str) -> None:
+def expect_refused(result, *words: str) -> None:
     """Exit code 2, one message on standard error with these words, no traceback."""
     assert result.code == 2, result.out + result.err
     message = " ".join(result.err.split())
@@ -58,7 +58,7 @@ def test_truncated_jpegs_and_text_files(skipway, tmp_path, mode):
         (root / "bees" / "notes.txt").write_text("hello")
     result = skipway("train", root, *TINY_FLAGS, "--bad-files", mode, "--out", "run")
     if mode == "stop":
-        refused(result, "ants/cut.jpg", "--bad-files skip")
+        expect_refused(result, "ants/cut.jpg", "--bad-files skip")
     else:
         assert result.code == 0, result.err
         said = " ".join(result.out.split())
@@ -71,11 +71,11 @@ def test_truncated_jpegs_and_text_files(skipway, tmp_path, mode):
 
 
 def test_missing_folder(skipway):
-    refused(skipway("train", "no/such/folder"), "no such folder: no/such/folder")
+    expect_refused(skipway("train", "no/such/folder"), "no such folder: no/such/folder")
 
 
 def test_misspelt_data_set_suggests_the_nearest(skipway):
-    refused(
+    expect_refused(
         skipway("train", "fashion-sampel"),
         "unknown data set 'fashion-sampel'. Did you mean 'fashion-sample'?",
     )
@@ -83,50 +83,50 @@ def test_misspelt_data_set_suggests_the_nearest(skipway):
 
 def test_file_in_place_of_a_folder(skipway, tmp_path):
     (tmp_path / "x.zip").write_bytes(b"x")
-    refused(skipway("train", tmp_path / "x.zip"), "is a file; name the folder that holds the images")
+    expect_refused(skipway("train", tmp_path / "x.zip"), "is a file; name the folder that holds the images")
 
 
 def test_empty_folder(skipway, tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(skipway("train", tmp_path / "empty"), "holds no images in class folders")
+    expect_refused(skipway("train", tmp_path / "empty"), "holds no images in class folders")
 
 
 def test_images_without_class_folders(skipway, tmp_path):
     save_image(tmp_path / "flat" / "a.png", 0)
-    refused(skipway("train", tmp_path / "flat"), "holds no images in class folders: one folder a class")
+    expect_refused(skipway("train", tmp_path / "flat"), "holds no images in class folders: one folder a class")
 
 
 def test_class_with_no_images(skipway, photos):
     (photos / "wasps").mkdir()
-    refused(skipway("train", photos), "class folder wasps", "has no images")
+    expect_refused(skipway("train", photos), "class folder wasps", "has no images")
 
 
 def test_one_class_only(skipway, tmp_path):
-    refused(skipway("train", make_photos(tmp_path / "p", classes=("ants",))), "one class only ('ants')")
+    expect_refused(skipway("train", make_photos(tmp_path / "p", classes=("ants",))), "one class only ('ants')")
 
 
 def test_class_in_val_that_train_lacks(skipway, tmp_path):
     make_photos(tmp_path / "p", splits=("train",), num=3)
     make_photos(tmp_path / "p", splits=("val",), classes=("ants", "wasps"), num=3)
-    refused(skipway("train", tmp_path / "p"), "val has classes that train lacks: wasps")
+    expect_refused(skipway("train", tmp_path / "p"), "val has classes that train lacks: wasps")
 
 
 def test_no_train_split(skipway, tmp_path):
-    refused(
+    expect_refused(
         skipway("train", make_photos(tmp_path / "p", splits=("val", "test"))),
         "val and test but no train split",
     )
 
 
 def test_two_folders_for_one_split(skipway, tmp_path):
-    refused(
+    expect_refused(
         skipway("train", make_photos(tmp_path / "p", splits=("train", "val", "valid"), num=2)),
         "two val folders",
     )
 
 
 def test_too_few_images_to_hold_any_out(skipway, tmp_path):
-    refused(skipway("train", make_photos(tmp_path / "p", num=1)), "too few images to hold some out")
+    expect_refused(skipway("train", make_photos(tmp_path / "p", num=1)), "too few images to hold some out")
 
 
 @pytest.mark.parametrize(
@@ -152,56 +152,56 @@ def test_too_few_images_to_hold_any_out(skipway, tmp_path):
     ],
 )
 def test_setting_that_cannot_be(skipway, photos, arguments, words):
-    refused(skipway("train", photos, *arguments), words)
+    expect_refused(skipway("train", photos, *arguments), words)
     assert not Path("runs").exists()
 
 
 def test_unknown_field_in_a_config_file(skipway, photos):
     Path("c.toml").write_text("[train]\nepoch = 3\n")
-    refused(
+    expect_refused(
         skipway("train", photos, "--config", "c.toml"),
         "unknown field of train 'epoch'. Did you mean 'epochs'?",
     )
 
 
 def test_unknown_verb(skipway):
-    refused(skipway("trian", "x"), 'Did you mean "train"?')
+    expect_refused(skipway("trian", "x"), 'Did you mean "train"?')
 
 
 def test_weights_of_other_shapes(skipway, photos, trained):
     result = skipway("train", photos, "--weights", trained.folder, "--network", "tutorial")
-    refused(result, "do not fit the network", "stem.conv.weight is [4, 3, 3, 3], the network's is [16, 3, 3, 3]")
+    expect_refused(result, "do not fit the network", "stem.conv.weight is [4, 3, 3, 3], the network's is [16, 3, 3, 3]")
     assert not Path("runs").exists()
 
 
 def test_weights_that_are_none(skipway, photos, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"hello")
-    refused(skipway("train", photos, "--weights", tmp_path / "w.safetensors"), "is not a whole safetensors file")
-    refused(skipway("predict", tmp_path / "w.safetensors", photos), "is not a whole safetensors file")
+    expect_refused(skipway("train", photos, "--weights", tmp_path / "w.safetensors"), "is not a whole safetensors file")
+    expect_refused(skipway("predict", tmp_path / "w.safetensors", photos), "is not a whole safetensors file")
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "describe"])
 def test_run_folder_that_is_not_one(skipway, photos, verb):
     more = [photos] if verb == "predict" else []
-    refused(skipway(verb, photos, *more), "is not a run folder: it has no spec.toml")
-    refused(skipway(verb, photos / "none", *more), "no such")
+    expect_refused(skipway(verb, photos, *more), "is not a run folder: it has no spec.toml")
+    expect_refused(skipway(verb, photos / "none", *more), "no such")
 
 
 def test_damaged_run_folder(skipway, trained, photos, tmp_path):
     folder = Path(shutil.copytree(trained.folder, tmp_path / "copy"))
     whole = (folder / "weights.safetensors").read_bytes()
     (folder / "weights.safetensors").write_bytes(whole[: len(whole) // 2])
-    refused(skipway("evaluate", folder), "is not a whole safetensors file")
+    expect_refused(skipway("evaluate", folder), "is not a whole safetensors file")
     (folder / "weights.safetensors").unlink()
-    refused(skipway("predict", folder, photos), "no such weights file")
+    expect_refused(skipway("predict", folder, photos), "no such weights file")
     (folder / "spec.toml").write_text("[[[")
-    refused(skipway("describe", folder), "not a TOML file")
+    expect_refused(skipway("describe", folder), "not a TOML file")
 
 
 def test_output_folder_with_other_things_in_it(skipway, photos, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    refused(
+    expect_refused(
         skipway("train", photos, *TINY_FLAGS, "--out", tmp_path / "mine"),
         "is not empty and is not a run folder",
     )
@@ -212,7 +212,7 @@ def test_output_folder_with_an_unfinished_run_of_other_settings(skipway, photos,
     folder = Path(shutil.copytree(trained.folder, tmp_path / "copy"))
     (folder / "summary.json").write_text('{"status": "running"}')
     before = (folder / "metrics.jsonl").read_bytes()
-    refused(
+    expect_refused(
         skipway("train", photos, *TINY_FLAGS, "--out", folder),
         "holds an unfinished run with other settings",
         "->",
@@ -222,20 +222,20 @@ def test_output_folder_with_an_unfinished_run_of_other_settings(skipway, photos,
 
 def test_output_folder_below_a_file(skipway, photos, tmp_path):
     (tmp_path / "file").write_text("x")
-    refused(skipway("train", photos, "--out", tmp_path / "file" / "run"), "cannot be made", "is a file")
-    refused(skipway("train", photos, "--out", tmp_path / "file"), "is a file")
+    expect_refused(skipway("train", photos, "--out", tmp_path / "file" / "run"), "cannot be made", "is a file")
+    expect_refused(skipway("train", photos, "--out", tmp_path / "file"), "is a file")
 
 
 def test_no_permission_in_the_output_folder(skipway, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(place.os, "access", lambda *_: False)  # tests may run as root, whom nothing is forbidden
-    refused(skipway("train", photos, "--out", tmp_path / "run"), "no permission to write in")
+    expect_refused(skipway("train", photos, "--out", tmp_path / "run"), "no permission to write in")
     assert not (tmp_path / "run").exists()
 
 
 def test_no_space_in_the_output_folder(skipway, photos, tmp_path, monkeypatch):
     usage = type(shutil.disk_usage("/"))(100, 99, 1)
     monkeypatch.setattr(place.shutil, "disk_usage", lambda _: usage)
-    refused(skipway("train", photos, "--out", tmp_path / "run"), "no space for a run in", "MB wanted")
+    expect_refused(skipway("train", photos, "--out", tmp_path / "run"), "no space for a run in", "MB wanted")
     assert not (tmp_path / "run").exists()
 
 
@@ -248,31 +248,31 @@ def test_disk_that_fills_up_during_training(skipway, photos, monkeypatch):
         return write(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    refused(skipway("train", photos, *TINY_FLAGS), "No space left on device")
+    expect_refused(skipway("train", photos, *TINY_FLAGS), "No space left on device")
 
 
 def test_predict_without_a_readable_image(skipway, trained, tmp_path):
     (tmp_path / "x.png").write_bytes(b"x")
-    refused_words = skipway("predict", trained.folder, tmp_path / "x.png")
-    assert refused_words.code == 2
-    assert "none of the images can be read" in refused_words.err
-    refused(skipway("predict", trained.folder, tmp_path / "none.png"), "no images at")
-    refused(skipway("predict", trained.folder), "name at least one image")
-    refused(skipway("predict", trained.folder, tmp_path / "x.png", "--top", "0"), "--top must be at least 1")
+    unreadable = skipway("predict", trained.folder, tmp_path / "x.png")
+    assert unreadable.code == 2
+    assert "none of the images can be read" in unreadable.err
+    expect_refused(skipway("predict", trained.folder, tmp_path / "none.png"), "no images at")
+    expect_refused(skipway("predict", trained.folder), "name at least one image")
+    expect_refused(skipway("predict", trained.folder, tmp_path / "x.png", "--top", "0"), "--top must be at least 1")
 
 
 def test_all_training_images_unreadable(skipway, tmp_path):
     root = make_photos(tmp_path / "p", num=8)
     for path in root.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:60])
-    refused(skipway("train", root, *TINY_FLAGS), "none of the training images can be read")
+    expect_refused(skipway("train", root, *TINY_FLAGS), "none of the training images can be read")
 
 
 def test_unknown_split_and_classes(skipway, trained, tmp_path):
-    refused(skipway("evaluate", trained.folder, "--split", "tset"), "has no split 'tset'; it has")
+    expect_refused(skipway("evaluate", trained.folder, "--split", "tset"), "has no split 'tset'; it has")
     wasps = make_photos(tmp_path / "w", classes=("ants", "wasps"), num=2)
-    refused(skipway("evaluate", trained.folder, wasps), "classes that the network does not know: wasps")
+    expect_refused(skipway("evaluate", trained.folder, wasps), "classes that the network does not know: wasps")
 
 
 def test_no_network_of_that_pattern(skipway):
-    refused(skipway("networks", "vgg*"), "no network is called like 'vgg*'")
+    expect_refused(skipway("networks", "vgg*"), "no network is called like 'vgg*'")

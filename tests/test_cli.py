@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY_FLAGS
 
-from skipway import cli
+from skipway.flags import BY_NAME
 from skipway.nn.zoo import ZOO
 from skipway.recipes import RECIPES
 from skipway.run import Run
@@ -33,7 +33,7 @@ def test_every_field_of_the_spec_is_a_flag(skipway):
     text = skipway("train", "--help").out
     for section, cls in SECTIONS.items():
         for f in dataclasses.fields(cls):
-            if (section, f.name) not in cli.BY_NAME:
+            if (section, f.name) not in BY_NAME:
                 assert f"--{f.name.replace('_', '-')}" in text
 
 

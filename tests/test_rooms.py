@@ -28,7 +28,7 @@ def test_every_public_name_can_be_imported_and_is_documented():
     for name in skipway.__all__:
         assert getattr(skipway, name).__doc__, name
     assert set(skipway.__all__) <= set(dir(skipway))
-    assert skipway.train.__module__ == "skipway.training.loop"
+    assert skipway.train.__module__ == "skipway.training.train"
 
 
 def test_version_is_the_packages():

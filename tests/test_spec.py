@@ -17,7 +17,6 @@ from skipway.spec import (
     TrainSpec,
     differences,
     from_toml,
-    section_of,
     to_toml,
 )
 
@@ -100,9 +99,6 @@ def test_stage_can_be_written_short():
 def test_field_names_are_unique_over_the_sections():
     names = [f.name for cls in SECTIONS.values() for f in dataclasses.fields(cls)]
     assert len(names) == len(set(names))
-    assert section_of("epochs") == "train"
-    with pytest.raises(InputError, match="Did you mean 'epochs'"):
-        section_of("epoch")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from skipway.run import Run
     from skipway.shipping.predictor import Prediction, Predictor, load
     from skipway.spec import AugmentSpec, DataSpec, NetworkSpec, RunSpec, StageSpec, TrainSpec
-    from skipway.training.loop import train
+    from skipway.training.train import train
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _WHERE = {
     "run": ("Run",),
     "shipping.predictor": ("Prediction", "Predictor", "load"),
     "spec": ("AugmentSpec", "DataSpec", "NetworkSpec", "RunSpec", "StageSpec", "TrainSpec"),
-    "training.loop": ("train",),
+    "training.train": ("train",),
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -7,18 +7,16 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group
 from rich.console import Console
 
 from skipway import __version__, tables
 from skipway.errors import InputError, ReadError
-from skipway.spec import SECTIONS
+from skipway.flags import Flags, settings_of
 
 DONE, BAD_INPUT, STOPPED = 0, 2, 75
-PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
-BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 app = App(
@@ -29,47 +27,6 @@ app = App(
     help_epilogue="Start with `skipway train fashion-sample`, or `skipway train FOLDER` for your own images.",
 )
 app["--help"].group = app["--version"].group = Group("Help")
-
-
-def _flags() -> type:
-    """Every field of the spec as an optional flag: what is not given stays None and changes nothing."""
-    fields = []
-    for section, cls in SECTIONS.items():
-        group, hints = Group(PANELS[section]), get_type_hints(cls)
-        for f in dataclasses.fields(cls):
-            if (section, f.name) in BY_NAME:
-                continue
-            kind = hints[f.name]
-            listed = get_origin(kind) is tuple
-            if listed:
-                kind = list[str] if f.name == "stages" else list[float]
-            help_text = f"{f.metadata['help']}{_shown_default(f.default) if section != 'network' else ''}"
-            negative = None if kind is bool else ""
-            parameter = Parameter(help=help_text, group=group, consume_multiple=listed, negative=negative)
-            fields.append((f.name, Annotated[kind | None, parameter], None))  # pyrefly: ignore[invalid-annotation]
-    made = dataclasses.make_dataclass("Flags", fields, frozen=True)
-    made.__module__ = __name__
-    return Parameter(name="*")(made)
-
-
-def _shown_default(value: Any) -> str:
-    shown = value is not dataclasses.MISSING and value != "" and not isinstance(value, bool)
-    text = " ".join(map(str, value)) if isinstance(value, tuple) else value
-    return f" [default: {text}]" if shown else ""
-
-
-Flags = _flags()
-
-
-def settings_of(flags: Any, network: str | None) -> dict[str, dict[str, Any]]:
-    """The flags that were given, as section -> field -> value."""
-    settings: dict[str, dict[str, Any]] = {"network": {"name": network}} if network else {}
-    for section, cls in SECTIONS.items():
-        for f in dataclasses.fields(cls):
-            value = getattr(flags, f.name, None)
-            if value is not None:
-                settings.setdefault(section, {})[f.name] = value
-    return settings
 
 
 @app.command
@@ -110,7 +67,7 @@ def train(
         The run folder. Default: runs/DATA-NETWORK-N.
     """
     from skipway.recipes import compose
-    from skipway.training.loop import train as run_training
+    from skipway.training.train import train as run_training
 
     spec = compose(data, recipe=recipe, config=config, settings=settings_of(flags, network))
     run = run_training(spec, out=out, console=console)
@@ -284,12 +241,12 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, InputError) as error:
         code = _fail(str(error))
+    except BrokenPipeError:
+        code = DONE
     except OSError as error:
         code = _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         code = _fail("stopped", 130)
-    except BrokenPipeError:
-        code = DONE
     sys.exit(code or DONE)
 
 

@@ -246,18 +246,6 @@ def _make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**values)
 
 
-def section_of(name: str) -> str:
-    """The section that a field belongs to: "epochs" -> "train".
-
-    Raises:
-        InputError: no section has such a field; the nearest name is suggested.
-    """
-    owners = {f.name: section for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
-    if name not in owners:
-        raise unknown("field", name, owners)
-    return owners[name]
-
-
 def to_dict(spec: RunSpec) -> dict[str, Any]:
     """The spec as plain tables: section -> field -> value."""
     return dataclasses.asdict(spec)

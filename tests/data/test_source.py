@@ -19,8 +19,9 @@ from torchvision import datasets
 from skipway.data import builtin
 from skipway.data.builtin import fashion_sample, read_idx
 from skipway.data.folder import FolderSource
+from skipway.data.open import open_source
 from skipway.data.parquet import EncodedSource
-from skipway.data.source import ArraySource, open_source
+from skipway.data.source import ArraySource
 from skipway.data.split import hold_out, make_splits
 from skipway.errors import InputError, ReadError
 from skipway.spec import DataSpec

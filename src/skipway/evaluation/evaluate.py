@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from skipway.data.loader import make_loader
-from skipway.data.source import Source, open_source
+from skipway.data.open import open_source
+from skipway.data.source import Source
 from skipway.data.split import make_splits
 from skipway.errors import InputError
 from skipway.evaluation.metrics import score

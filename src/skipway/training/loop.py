@@ -10,7 +10,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,65 +25,15 @@ from skipway.errors import InputError
 from skipway.evaluation.metrics import score
 from skipway.evaluation.pictures import curves, mistakes
 from skipway.nn.network import build
-from skipway.recipes import Settings, apply, compose
 from skipway.run import Run, load_model, load_state
-from skipway.spec import NetworkSpec, RunSpec
 from skipway.training.checkpoint import Position, load_last, save_last
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import keep_freed_memory
 from skipway.training.optim import Average, clip_gradient, make_optimizer, schedule, set_lr
-from skipway.training.place import find_place
-from skipway.training.plan import Plan, make_plan
+from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, StopSignals, View
 
 VAL_BATCH = 256
-
-
-def train(
-    data: str | Path | RunSpec,
-    *,
-    network: str | NetworkSpec | None = None,
-    recipe: str = "",
-    config: str | Path | None = None,
-    settings: Settings | None = None,
-    out: str | Path | None = None,
-    console: Console | None = None,
-) -> Run:
-    """Train a residual network, or go on with an unfinished run of the same spec.
-
-    Args:
-        data: a built-in data set's name, a folder, or a complete RunSpec (then only `out` and `console` count).
-        network: a zoo name or a spec; default: the recipe's.
-        recipe: a recipe's name; default: "default".
-        config: a TOML file laid over the recipe.
-        settings: section -> field -> value, laid over both: {"train": {"epochs": 5}}.
-        out: the run folder; default: the newest unfinished run of an equal spec, else runs/<data>-<network>-<n>.
-        console: where to show progress.
-
-    Returns:
-        The run. `run.summary["status"]` is "finished", or "stopped" after Ctrl-C; the same call then goes on.
-
-    Raises:
-        InputError: data, network, settings or folder cannot be used; nothing was changed.
-
-    Example:
-        >>> run = skipway.train("photos", network="resnet18", settings={"train": {"epochs": 5}})  # doctest: +SKIP
-    """
-    if isinstance(data, RunSpec):
-        asked = data
-    else:
-        asked = compose(str(data), recipe=recipe, config=Path(config) if config else None, settings=settings)
-        if isinstance(network, NetworkSpec):
-            asked = replace(asked, network=network)
-        elif network:
-            asked = apply(asked, {"network": {"name": network, **(settings or {}).get("network", {})}})
-    console = console or Console()
-    plan = make_plan(asked)
-    place = find_place(plan.spec, Path(out) if out else None)
-    if place.finished:
-        console.print(f"{place.folder} is finished; nothing to do. Choose another --out for a new run.")
-        return Run.open(place.folder)
-    return Trainer(plan, place.folder, resume=place.resume).run(console)
 
 
 class Trainer:

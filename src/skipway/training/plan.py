@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from skipway.data.open import open_source
 from skipway.data.preprocess import choose_size
-from skipway.data.source import Source, open_source
+from skipway.data.source import Source
 from skipway.data.split import Splits, make_splits
 from skipway.errors import InputError
 from skipway.nn.stem import resolve_stem

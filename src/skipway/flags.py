@@ -1,0 +1,52 @@
+"""The command-line flags of a run, generated from the spec: one for every field, named like it."""
+
+import dataclasses
+from typing import Annotated, Any, get_origin, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from skipway.spec import SECTIONS
+
+PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
+BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
+
+
+def _flags() -> type:
+    """Every field of the spec as an optional flag: what is not given stays None and changes nothing."""
+    fields = []
+    for section, cls in SECTIONS.items():
+        group, hints = Group(PANELS[section]), get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            if (section, f.name) in BY_NAME:
+                continue
+            kind = hints[f.name]
+            listed = get_origin(kind) is tuple
+            if listed:
+                kind = list[str] if f.name == "stages" else list[float]
+            help_text = f"{f.metadata['help']}{_shown_default(f.default) if section != 'network' else ''}"
+            negative = None if kind is bool else ""
+            parameter = Parameter(help=help_text, group=group, consume_multiple=listed, negative=negative)
+            fields.append((f.name, Annotated[kind | None, parameter], None))  # pyrefly: ignore[invalid-annotation]
+    made = dataclasses.make_dataclass("Flags", fields, frozen=True)
+    made.__module__ = __name__
+    return Parameter(name="*")(made)
+
+
+def _shown_default(value: Any) -> str:
+    shown = value is not dataclasses.MISSING and value != "" and not isinstance(value, bool)
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f" [default: {text}]" if shown else ""
+
+
+Flags = _flags()
+
+
+def settings_of(flags: Any, network: str | None) -> dict[str, dict[str, Any]]:
+    """The flags that were given, as section -> field -> value."""
+    settings: dict[str, dict[str, Any]] = {"network": {"name": network}} if network else {}
+    for section, cls in SECTIONS.items():
+        for f in dataclasses.fields(cls):
+            value = getattr(flags, f.name, None)
+            if value is not None:
+                settings.setdefault(section, {})[f.name] = value
+    return settings

@@ -1,0 +1,60 @@
+"""The verb: from what was asked to a trained run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from skipway.recipes import Settings, apply, compose
+from skipway.run import Run
+from skipway.spec import NetworkSpec, RunSpec
+from skipway.training.loop import Trainer
+from skipway.training.place import find_place
+from skipway.training.plan import make_plan
+
+
+def train(
+    data: str | Path | RunSpec,
+    *,
+    network: str | NetworkSpec | None = None,
+    recipe: str = "",
+    config: str | Path | None = None,
+    settings: Settings | None = None,
+    out: str | Path | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Train a residual network, or go on with an unfinished run of the same spec.
+
+    Args:
+        data: a built-in data set's name, a folder, or a complete RunSpec (then only `out` and `console` count).
+        network: a zoo name or a spec; default: the recipe's.
+        recipe: a recipe's name; default: "default".
+        config: a TOML file laid over the recipe.
+        settings: section -> field -> value, laid over both: {"train": {"epochs": 5}}.
+        out: the run folder; default: the newest unfinished run of an equal spec, else runs/<data>-<network>-<n>.
+        console: where to show progress.
+
+    Returns:
+        The run. `run.summary["status"]` is "finished", or "stopped" after Ctrl-C; the same call then goes on.
+
+    Raises:
+        InputError: data, network, settings or folder cannot be used; nothing was changed.
+
+    Example:
+        >>> run = skipway.train("photos", network="resnet18", settings={"train": {"epochs": 5}})  # doctest: +SKIP
+    """
+    if isinstance(data, RunSpec):
+        asked = data
+    else:
+        asked = compose(str(data), recipe=recipe, config=Path(config) if config else None, settings=settings)
+        if isinstance(network, NetworkSpec):
+            asked = replace(asked, network=network)
+        elif network:
+            asked = apply(asked, {"network": {"name": network, **(settings or {}).get("network", {})}})
+    console = console or Console()
+    plan = make_plan(asked)
+    place = find_place(plan.spec, Path(out) if out else None)
+    if place.finished:
+        console.print(f"{place.folder} is finished; nothing to do. Choose another --out for a new run.")
+        return Run.open(place.folder)
+    return Trainer(plan, place.folder, resume=place.resume).run(console)
