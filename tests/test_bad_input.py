@@ -220,6 +220,33 @@ def test_output_folder_with_an_unfinished_run_of_other_settings(skipway, photos,
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_run_cut_off_before_its_first_checkpoint_starts_again(skipway, photos, trained, tmp_path):
+    folder = tmp_path / "young"
+    folder.mkdir()
+    for name in ("spec.toml", "classes.json", "preprocess.json", "summary.json"):
+        shutil.copy(trained.folder / name, folder)
+    (folder / "summary.json").write_text('{"status": "running"}')
+    flags = ["--config", folder / "spec.toml", "--out", folder]
+    assert skipway("train", "", *flags).code == 0
+    assert Run.open(folder).finished
+    (folder / "summary.json").write_text('{"status": "running"}')
+    (folder / "last.safetensors").unlink()
+    expect_refused(skipway("train", "", *flags), "has lost its last.safetensors and cannot go on")
+
+
+def test_batches_of_one_need_more_than_one_pixel(skipway, photos):
+    flags = ["--batch-size", "1", "--image-size", "4", "--network", "resnet20"]
+    expect_refused(skipway("train", photos, *flags), "--image-size 8 or more, or --batch-size 2")
+
+
+def test_data_of_a_run_that_are_gone(skipway, trained, photos, tmp_path):
+    text = (trained.folder / "weights.safetensors").read_bytes()
+    gone = str(trained.spec.data.path).encode()
+    copy = tmp_path / "w.safetensors"
+    copy.write_bytes(text.replace(gone, gone[:-6] + b"absent"))
+    expect_refused(skipway("evaluate", copy), "the run's own data: no such folder", "skipway evaluate RUN DATA")
+
+
 def test_output_folder_below_a_file(skipway, photos, tmp_path):
     (tmp_path / "file").write_text("x")
     expect_refused(skipway("train", photos, "--out", tmp_path / "file" / "run"), "cannot be made", "is a file")

@@ -97,7 +97,8 @@ def evaluate(run: Path, data: str | None = None, /, *, split: str | None = None,
     """
     from skipway.evaluation.evaluate import evaluate as score_run
 
-    result = score_run(run, data, split=split)
+    with console.status("scoring"):
+        result = score_run(run, data, split=split)
     _print_json(dataclasses.asdict(result)) if json else console.print(tables.evaluation(result))
     _say_bad(result.bad_files)
     return DONE

@@ -29,7 +29,8 @@ def demo() -> RunSpec:
         _trainable("resnet20"),
         "demo",
         data=DataSpec(path="fashion-sample"),
-        train=TrainSpec(epochs=12),
+        augment=AugmentSpec(pad_crop=0.07),
+        train=TrainSpec(epochs=10, batch_size=64),
     )
 
 

@@ -32,6 +32,10 @@ from skipway.nn.network import ResNet, build
 from skipway.spec import RunSpec, from_toml, to_toml
 
 FORMAT = "skipway-1"
+FILES = (
+    *("spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "summary.json"),
+    *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,15 @@ class Run:
 
     @staticmethod
     def create(folder: Path, spec: RunSpec, classes: tuple[str, ...], preprocess: Preprocess) -> "Run":
-        """Start a run in a new or empty folder. Raises InputError where it cannot be written."""
+        """Start a run in a new folder, an empty one, or over a run that never got to its first checkpoint.
+
+        Raises:
+            InputError: the folder holds something else.
+        """
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; --out names a folder")
-        if folder.exists() and any(folder.iterdir()):
+        own = {*FILES, *(f".{name}.tmp" for name in FILES)}
+        if folder.exists() and any(path.name not in own for path in folder.iterdir()):
             raise InputError(f"{folder} is not empty and is not a run folder; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)

@@ -55,7 +55,12 @@ def evaluate(run: Run | str | Path, data: str | None = None, *, split: str | Non
     model = load_model(run.folder if isinstance(run, Run) else run)
     own = model.spec.data
     spec = own if data is None else dataclasses.replace(own, path=data)
-    source = open_source(spec)
+    try:
+        source = open_source(spec)
+    except InputError as error:
+        if data is None:  # the run may come from another machine or folder
+            raise InputError(f"the run's own data: {error}. Name the data: skipway evaluate RUN DATA") from error
+        raise
     parts = _parts(source, spec, foreign=data is not None)
     chosen = split or next(name for name in ("test", "val", "all") if name in parts)
     if chosen not in parts:

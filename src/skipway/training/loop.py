@@ -6,6 +6,7 @@ Best is chosen on validation; the test split is touched once, at the end.
 """
 
 import json
+import math
 import os
 import platform
 import time
@@ -129,7 +130,7 @@ class Trainer:
             "images_per_s": round(seen / seconds, 1),
             "time_s": round(time.perf_counter() - started, 3),
         }
-        if not all(abs(loss) < float("inf") for loss in step_losses):
+        if not all(math.isfinite(loss) for loss in (*step_losses, scores.loss)):
             raise InputError(
                 f"the loss is no longer a finite number in epoch {epoch}; {self.folder.folder} keeps the best weights "
                 "until then. Try a lower --lr, --grad-clip 1, or --precision fp32"
@@ -160,6 +161,8 @@ class Trainer:
         started = time.perf_counter()
         for batch in self.loader.batches(order[: per_epoch * batch_size], batch_size):
             stop.check()
+            if len(batch.labels) == 1 < batch_size:
+                continue  # all the others could not be read, and batch norm needs two
             step = (epoch - 1) * per_epoch + len(losses)
             lrs.append(self.spec.train.lr * self.factor(step))
             loss, hits = self._step(batch, epoch, step, lrs[-1])

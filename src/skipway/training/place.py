@@ -53,9 +53,11 @@ def _existing(run: Run, spec: RunSpec) -> Place:
     if changed:
         shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
         raise InputError(f"{run.folder} holds an unfinished run with other settings ({shown}); choose another --out")
-    if not (run.folder / NAME).is_file():
-        raise InputError(f"{run.folder} has no {NAME} to go on from; choose another --out")
-    return Place(run.folder, resume=True)
+    if (run.folder / NAME).is_file():
+        return Place(run.folder, resume=True)
+    if run.metrics():
+        raise InputError(f"{run.folder} has lost its {NAME} and cannot go on; choose another --out")
+    return Place(run.folder)
 
 
 def _check_writable(folder: Path) -> None:

@@ -60,6 +60,11 @@ def make_plan(asked: RunSpec) -> Plan:
             f"--image-size must be at least {network.downsampling}, got {size}"
         )
     device = choose_device(asked.train.device)
+    if asked.train.batch_size == 1 and size < 2 * network.downsampling:
+        raise InputError(
+            f"batches of one need more than one pixel in the last feature map, for batch norm: --image-size "
+            f"{2 * network.downsampling} or more, or --batch-size 2"
+        )
     train, train_notes = _settle_train(asked.train, len(splits.train), device)
     data = dataclasses.replace(asked.data, image_size=size)
     spec = dataclasses.replace(asked, data=data, network=network, train=train)

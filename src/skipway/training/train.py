@@ -52,7 +52,8 @@ def train(
         elif network:
             asked = apply(asked, {"network": {"name": network, **(settings or {}).get("network", {})}})
     console = console or Console()
-    plan = make_plan(asked)
+    with console.status(f"reading {asked.data.path}"):
+        plan = make_plan(asked)
     place = find_place(plan.spec, Path(out) if out else None)
     if place.finished:
         console.print(f"{place.folder} is finished; nothing to do. Choose another --out for a new run.")
