@@ -72,18 +72,18 @@ class Trainer:
         self.bf16 = spec.train.precision == "bf16"
         self.position = Position()
         if resume:
-            self.folder = Run.open(folder)
-            self.position = load_last(self.folder, self.network, self.optimizer, self.average)
+            self.run = Run.open(folder)
+            self.position = load_last(self.run, self.network, self.optimizer, self.average)
             self._forget_after(self.position)
         else:
-            self.folder = Run.create(folder, spec, plan.source.classes, preprocess)
-            save_last(self.folder, self.position, self.network, self.optimizer, self.average)
+            self.run = Run.create(folder, spec, plan.source.classes, preprocess)
+            save_last(self.run, self.position, self.network, self.optimizer, self.average)
 
-    def run(self, console: Console) -> Run:
+    def fit(self, console: Console) -> Run:
         """All epochs that are left, then the end."""
         spec = self.spec
         parameters = sum(p.numel() for p in self.network.parameters())
-        title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.folder.folder}"
+        title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.run.folder}"
         notes = list(self.plan.notes) + _bad_files_note(self.loader.bad)
         if self.position.epoch:
             notes.append(f"going on after epoch {self.position.epoch}")
@@ -107,9 +107,9 @@ class Trainer:
                             view.say(f"  {note}", style="yellow")
             except StopRequested:
                 self._stop(view)
-                return self.folder
+                return self.run
             self._finish(view)
-        return self.folder
+        return self.run
 
     def _epoch(self, epoch: int, view: View, stop: StopSignals) -> None:
         """One epoch: steps, validation, files."""
@@ -132,7 +132,7 @@ class Trainer:
         }
         if not all(math.isfinite(loss) for loss in (*step_losses, scores.loss)):
             raise InputError(
-                f"the loss is no longer a finite number in epoch {epoch}; {self.folder.folder} keeps the best weights "
+                f"the loss is no longer a finite number in epoch {epoch}; {self.run.folder} keeps the best weights "
                 "until then. Try a lower --lr, --grad-clip 1, or --precision fp32"
             )
         old = self.position
@@ -144,11 +144,11 @@ class Trainer:
             {"epoch": epoch, "step": first + i, "loss": loss, "lr": lr}
             for i, (loss, lr) in enumerate(zip(step_losses, lrs, strict=True), 1)
         ]
-        self.folder.append_lines("steps.jsonl", rows)
-        self.folder.append_lines("metrics.jsonl", [row])
+        self.run.append_lines("steps.jsonl", rows)
+        self.run.append_lines("metrics.jsonl", [row])
         if is_best:
-            self.folder.save_weights(self._kept().state_dict(), {"epoch": epoch, "val_accuracy": scores.accuracy})
-        save_last(self.folder, self.position, self.network, self.optimizer, self.average)
+            self.run.save_weights(self._kept().state_dict(), {"epoch": epoch, "val_accuracy": scores.accuracy})
+        save_last(self.run, self.position, self.network, self.optimizer, self.average)
         view.end_epoch(row, self.position.best_accuracy, is_best=is_best)
 
     def _steps(self, epoch: int, view: View, stop: StopSignals) -> tuple[list[Tensor], list[float], Tensor, int]:
@@ -201,20 +201,20 @@ class Trainer:
 
     def _forget_after(self, position: Position) -> None:
         """Drop records of an epoch that did not reach its checkpoint."""
-        for name, rows in (("metrics.jsonl", self.folder.metrics()), ("steps.jsonl", self.folder.steps())):
-            self.folder.write_lines(name, [row for row in rows if row["epoch"] <= position.epoch])
+        for name, rows in (("metrics.jsonl", self.run.metrics()), ("steps.jsonl", self.run.steps())):
+            self.run.write_lines(name, [row for row in rows if row["epoch"] <= position.epoch])
 
     def _stop(self, view: View) -> None:
         """Leave a loadable run behind."""
         if not self.position.best_epoch:
-            self.folder.save_weights(self._kept().state_dict(), {"epoch": 0, "val_accuracy": None})
+            self.run.save_weights(self._kept().state_dict(), {"epoch": 0, "val_accuracy": None})
         self._draw_curves()
         self._summarise("stopped", {})
         view.say(f"[yellow]stopped[/] after {self.position.epoch} whole epochs; the same command goes on from there")
 
     def _finish(self, view: View) -> None:
         """The test, once, with the best weights; pictures; summary."""
-        best = self.folder.network().to(self.device).to(memory_format=self.layout)
+        best = self.run.network().to(self.device).to(memory_format=self.layout)
         splits, source = self.plan.splits, self.plan.source
         final = splits.val if splits.test is None else splits.test
         batches = self.loader.batches(final, VAL_BATCH)
@@ -222,22 +222,22 @@ class Trainer:
         test = None if splits.test is None else shown
         self._draw_curves()
         name = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
-        self.folder.write_bytes("mistakes.png", mistakes(source, shown, source.classes, name))
+        self.run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, name))
         facts = {"test_accuracy": test.accuracy if test else None, "test_loss": test.loss if test else None}
         self._summarise("finished", facts)
         view.say(f"best epoch {self.position.best_epoch}: validation accuracy {self.position.best_accuracy:.2%}")
         view.say(f"test accuracy [bold]{test.accuracy:.2%}[/]" if test else "no test split: test accuracy is null")
-        view.say(f"run folder {self.folder.folder}")
-        view.say(f"pictures   {self.folder.folder / 'curves.png'}  {self.folder.folder / 'mistakes.png'}")
+        view.say(f"run folder {self.run.folder}")
+        view.say(f"pictures   {self.run.folder / 'curves.png'}  {self.run.folder / 'mistakes.png'}")
 
     def _draw_curves(self) -> None:
-        metrics = self.folder.metrics()
+        metrics = self.run.metrics()
         if metrics:
             title = f"{self.spec.network.name} on {self.spec.data.path}"
-            self.folder.write_bytes("curves.png", curves(metrics, self.folder.steps(), title))
+            self.run.write_bytes("curves.png", curves(metrics, self.run.steps(), title))
 
     def _summarise(self, status: str, facts: Mapping[str, Any]) -> None:
-        metrics, splits = self.folder.metrics(), self.plan.splits
+        metrics, splits = self.run.metrics(), self.plan.splits
         best = self.position if self.position.best_epoch else None
         summary = {
             "status": status,
@@ -262,7 +262,7 @@ class Trainer:
                 "torch": str(torch.__version__),
             },
         }
-        self.folder.write_text("summary.json", json.dumps(summary, indent=1))
+        self.run.write_text("summary.json", json.dumps(summary, indent=1))
 
 
 def _bad_files_note(bad: Mapping[str, str]) -> list[str]:

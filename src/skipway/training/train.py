@@ -58,4 +58,4 @@ def train(
     if place.finished:
         console.print(f"{place.folder} is finished; nothing to do. Choose another --out for a new run.")
         return Run.open(place.folder)
-    return Trainer(plan, place.folder, resume=place.resume).run(console)
+    return Trainer(plan, place.folder, resume=place.resume).fit(console)
