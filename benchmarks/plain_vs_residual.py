@@ -3,10 +3,10 @@
     python benchmarks/plain_vs_residual.py [--epochs 5] [--seeds 3] [--depth 56] [--runs runs/plain-vs-residual]
 
 A third row is the residual network whose blocks start as their shortcuts (--zero-init-last), a start that only a
-network with skips can have. Prints, for each run, the training loss over the last epoch and how steady the loss
-is: the standard deviation of the loss of a step about its own trend (a straight line through the 51 steps around
-it), once from the end of the warm-up epoch on and once over the whole run. Draws the curves with bands over the
-seeds. Runs that are finished are not repeated, unfinished ones go on.
+network with skips can have. Prints, for each run, the training loss over the last epoch and its wobble, the
+standard deviation of the loss of a step about its own trend (a straight line through the 51 steps around it), over
+the whole run and over its second half. Draws the curves with bands over the seeds. Runs that are finished are not
+repeated, unfinished ones go on.
 """
 
 import argparse
@@ -92,13 +92,12 @@ def main() -> None:
             steps = np.array([row["loss"] for row in run.steps()])
             losses.append(steps)
             about = steps - trend(steps)
-            warmup = len(steps) // options.epochs
-            wobble, whole = float(about[warmup:].std()), float(about.std())
-            rows.append((kind, seed, run.metrics()[-1]["train_loss"], wobble, whole, run.summary["test_accuracy"]))
+            whole, half = float(about.std()), float(about[len(about) // 2 :].std())
+            rows.append((kind, seed, run.metrics()[-1]["train_loss"], whole, half, run.summary["test_accuracy"]))
         curves[kind] = np.stack(losses)
     print(f"\n{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}")
     print(f"depth {options.depth}, {options.epochs} epochs")
-    columns = ("training loss", "steadiness", "whole run", "test accuracy")
+    columns = ("training loss", "wobble", "second half", "test accuracy")
     print(f"{'network':<18} {'seed':>4} " + " ".join(f"{c:>13}" for c in columns))
     for kind, seed, *values in rows:
         print(f"{kind:<18} {seed:>4} " + " ".join(f"{value:>13.4f}" for value in values))
