@@ -79,7 +79,7 @@ def mistakes(source: Source, scores: Scores, classes: tuple[str, ...], title: st
             continue
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(
-            f"{_short(classes[int(scores.labels[i])])}\nnot {_short(classes[int(predicted[i])])} {confidence[i]:.0%}",
+            f"{_short(classes[int(scores.labels[i])])}\nnamed {_short(classes[int(predicted[i])])} {confidence[i]:.0%}",
             fontsize=8,
         )
     return _png(figure)
