@@ -31,6 +31,7 @@ class FolderSource:
     def __init__(self, root: Path, *, stop: bool = False):
         self.root = root
         self.bad: dict[str, str] = {}
+        self._sizes: set[tuple[int, int]] = set()
         found = _split_folders(root)
         parts = {s: self._scan(folder) for s, folder in found.items()} or {"": self._scan(root)}
         if not any(files for part in parts.values() for files in part.values()) and not self.bad:
@@ -72,9 +73,13 @@ class FolderSource:
         except ReadError as error:
             self.bad[error.name] = error.reason
             return False
-        size = (height, width)
-        self.size: tuple[int, int] | None = size if getattr(self, "size", size) == size else None
+        self._sizes.add((height, width))
         return True
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) where all images are alike, else None."""
+        return next(iter(self._sizes)) if len(self._sizes) == 1 else None
 
     def __len__(self) -> int:
         return len(self._files)
