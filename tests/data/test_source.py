@@ -87,6 +87,15 @@ def test_nested_folders_and_litter(tmp_path):
     assert source.bad == {}
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = make_photos(tmp_path / "p", num=2)
+    (root / "ants" / "again").symlink_to(root / "ants")
+    make_photos(tmp_path / "elsewhere", classes=("more",), num=3)
+    (root / "bees" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    source = FolderSource(root)
+    assert source.labels.bincount().tolist() == [2, 5]
+
+
 def test_files_that_are_no_images_are_left_out_and_named(tmp_path):
     root = make_photos(tmp_path / "p", num=2)
     (root / "ants" / "notes.txt").write_text("hello")

@@ -56,7 +56,12 @@ class FolderSource:
         classes: dict[str, list[Path]] = {}
         for child in _visible_folders(folder):
             classes[child.name] = []
+            seen: set[str] = set()
             for at, folders, names in os.walk(child, followlinks=True):
+                if os.path.realpath(at) in seen:  # a link back up
+                    folders.clear()
+                    continue
+                seen.add(os.path.realpath(at))
                 folders[:] = sorted(f for f in folders if not f.startswith("."))
                 for name in sorted(names):
                     if not name.startswith(".") and name.lower() not in LITTER and self._usable(Path(at, name)):
