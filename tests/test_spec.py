@@ -66,8 +66,8 @@ def test_recipe_is_complete_and_round_trips(name):
     ("make", "message"),
     [
         (lambda: TrainSpec(epochs=0), r"train\.epochs must be at least 1, got 0"),
-        (lambda: TrainSpec(lr=float("nan")), r"train\.lr must be at least 0, got nan"),
-        (lambda: TrainSpec(lr=float("inf")), r"train\.lr must be at least 0, got inf"),
+        (lambda: TrainSpec(lr=float("nan")), r"train\.lr must be a finite number, got nan"),
+        (lambda: TrainSpec(lr=float("inf")), r"train\.lr must be a finite number, got inf"),
         (lambda: TrainSpec(momentum=1), r"train\.momentum must be between 0 and 0\.9999, got 1"),
         (lambda: TrainSpec(epochs=True), r"train\.epochs must be a whole number, got True"),
         (lambda: TrainSpec(milestones=(0.5, 1.5)), r"train\.milestones must lie between 0 and 1"),

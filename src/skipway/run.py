@@ -29,7 +29,7 @@ from torch import Tensor
 from skipway.data.preprocess import Preprocess
 from skipway.errors import InputError
 from skipway.nn.network import ResNet, build
-from skipway.spec import RunSpec, from_toml, to_toml
+from skipway.spec import RunSpec, differences, from_toml, to_toml
 
 FORMAT = "skipway-1"
 FILES = (
@@ -251,7 +251,7 @@ def unfinished(base: Path, spec: RunSpec) -> "Run | None":
     for folder in _children(base):
         try:
             run = Run.open(folder)
-            if not run.finished and run.spec == spec:
+            if not run.finished and not differences(run.spec, spec):
                 found.append((folder.stat().st_mtime, run))
         except InputError:
             continue  # not a run, or one that cannot be read: not ours to continue

@@ -5,6 +5,7 @@ the field's own name. There is no None: what is off is 0 or "", what is left to 
 """
 
 import dataclasses
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ class StageSpec:
     """A row of blocks at one resolution; written `depth x width / stride`, as in `3x16` or `3x32/2`."""
 
     depth: int = option(MISSING, "number of blocks", low=1, high=4096)
-    width: int = option(MISSING, "channels inside a block; a bottleneck gives out 4 times as many", low=1)
+    width: int = option(MISSING, "channels inside a block; a bottleneck gives out 4 times as many", low=1, high=65536)
     stride: int = option(1, "stride of the first block", low=1, high=2)
 
     def __post_init__(self) -> None:
@@ -45,14 +46,15 @@ class NetworkSpec:
     stem: Literal["auto", "cifar", "imagenet"] = option(
         "auto", "first layers: one 3x3, or 7x7 and max-pool; auto: by the image size (up to 64 pixels: cifar)"
     )
-    stem_width: int = option(16, "channels of the stem", low=1)
+    stem_width: int = option(16, "channels of the stem", low=1, high=65536)
     stem_bias: bool = option(False, "the stem's convolution has a bias (the tutorial's network)")
     zero_init_last: bool = option(False, "each block starts as its shortcut: its last norm's weight is zero")
     in_channels: int = option(3, "channels of an image; training takes the data's", low=1)
     num_classes: int = option(10, "number of logits; training takes the data's", low=1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(_stage(s, i) for i, s in enumerate(self.stages)))
+        stages = _sequence("network.stages", self.stages)
+        object.__setattr__(self, "stages", tuple(_stage(s, i) for i, s in enumerate(stages)))
         check(self, "network")
         if not self.stages:
             raise InputError("network.stages must hold at least one stage, such as 3x16")
@@ -89,7 +91,7 @@ class DataSpec:
     val_fraction: float = option(
         0.1, "share of train held out where the data has no validation split", low=0.001, high=0.9
     )
-    split_seed: int = option(0, "seed of that split", low=0)
+    split_seed: int = option(0, "seed of that split", low=0, high=2**62)
     bad_files: Literal["skip", "stop"] = option("skip", "what to do about files that cannot be read")
     workers: int = option(-1, "processes that read image files; -1: as many as there are cores, 8 at most", low=-1)
 
@@ -120,7 +122,7 @@ class TrainSpec:
     """How the weights are found."""
 
     epochs: int = option(30, "times through the training images", low=1)
-    batch_size: int = option(0, "images a step; 0: 128, or less for at least 16 steps an epoch (16 at least)", low=0)
+    batch_size: int = option(0, "images a step; 0: 128, halved down to 16 at the least while an epoch has fewer than 16 steps", low=0)
     optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "update rule; sgd has momentum")
     lr: float = option(0.0, "peak learning rate; 0: sgd 0.1, adam and adamw 0.001, times batch size / 128", low=0)
     momentum: float = option(0.9, "momentum of sgd", low=0, high=0.9999)
@@ -138,7 +140,7 @@ class TrainSpec:
         "auto", "bf16: autocast over fp32 weights; auto: bf16 where the hardware computes in it"
     )
     channels_last: bool = option(True, "memory format of images and weights")
-    seed: int = option(0, "seed of weights, order and augmentation", low=0)
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**62)
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: the accelerator where there is one")
     weights: str = option("", "start from these weights: a run folder or its weights.safetensors")
 
@@ -163,6 +165,14 @@ class RunSpec:
     data: DataSpec = field(default_factory=DataSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+
+
+    def __post_init__(self) -> None:
+        for name, kind in SECTIONS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if not isinstance(self.recipe, str):
+            raise InputError(f"recipe must be text, got {self.recipe!r}")
 
 
 SECTIONS: dict[str, type] = {
@@ -209,10 +219,9 @@ def _sequence(label: str, value: Any) -> tuple[Any, ...]:
 
 
 def _check_bounds(label: str, value: Any, low: float | None, high: float | None) -> None:
-    below = low is not None and not value >= low  # `not >=`: a NaN is out of bounds too
-    above = high is not None and not value <= high
-    infinite = isinstance(value, float) and value in (float("inf"), float("-inf"))
-    if below or above or infinite:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{label} must be a finite number, got {value}")
+    if (low is not None and value < low) or (high is not None and value > high):
         allowed = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
         raise InputError(f"{label} must be {allowed}, got {value}")
 
@@ -236,6 +245,8 @@ def _stage(value: Any, index: int) -> StageSpec:
 
 def _make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of a spec class from a table."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} must be a table of fields, got {values!r}")
     fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     for key in values:
         if key not in fields:
@@ -260,6 +271,8 @@ def from_dict(table: Mapping[str, Any]) -> RunSpec:
     for key in table:
         if key not in SECTIONS and key != "recipe":
             raise unknown("section", key, [*SECTIONS, "recipe"])
+    if "network" not in table:
+        raise InputError("the section [network] is missing")
     sections = {k: _make(cls, table[k], k) for k, cls in SECTIONS.items() if k in table}
     return RunSpec(recipe=table.get("recipe", ""), **sections)
 
@@ -284,12 +297,12 @@ def from_toml(text: str) -> RunSpec:
 
 
 def differences(old: RunSpec, new: RunSpec) -> list[str]:
-    """The fields in which two specs differ, as `train.epochs: 5 -> 10`."""
+    """The fields in which two runs differ, as `train.epochs: 5 -> 10`; the recipe's name and workers change nothing."""
     rows = []
     for section in SECTIONS:
         a, b = getattr(old, section), getattr(new, section)
         for f in dataclasses.fields(a):
             x, y = getattr(a, f.name), getattr(b, f.name)
-            if x != y:
+            if x != y and f.name != "workers":
                 rows.append(f"{section}.{f.name}: {x} -> {y}")
     return rows

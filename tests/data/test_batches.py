@@ -238,7 +238,7 @@ def test_mixup_and_cutmix_together_take_turns():
     assert 70 < blended < 130
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0, 4.0, 32.0, 2000.0])
 def test_beta_has_the_distributions_moments(alpha):
     x = _beta((torch.arange(100_000).double() + 0.5) / 100_000, alpha)
     assert x.mean().item() == pytest.approx(0.5, abs=1e-3)

@@ -130,9 +130,13 @@ def _beta(u: Tensor, alpha: float) -> Tensor:
 
 @functools.lru_cache
 def _beta_table(alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points x in [0, 1/2] and the distribution there. With v = x^alpha the density has no pole at 0."""
-    v = np.linspace(0, 0.5**alpha, 8193)
-    x = v ** (1 / alpha)
-    density = (1 - x) ** (alpha - 1)
+    """Points x in [0, 1/2] and the distribution there. Below alpha 1, v = x^alpha takes away the pole at 0."""
+    if alpha < 1:
+        v = np.linspace(0, 0.5**alpha, 8193)
+        x = v ** (1 / alpha)
+        density = (1 - x) ** (alpha - 1)
+    else:
+        x = np.linspace(0, 0.5, 65537)
+        density = (4 * x * (1 - x)) ** (alpha - 1)
     cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return x, cumulative * (0.5 / cumulative[-1])

@@ -38,8 +38,8 @@ def open_parquet(folder: Path, *, stop: bool = False) -> Source:
     files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
     parts: dict[str, list[Path]] = {}
     for file in files:
-        split = SPLIT_NAMES.get(re.split(r"[-_.]", file.name.lower())[0], "train")
-        parts.setdefault(split, []).append(file)
+        words = [SPLIT_NAMES[word] for word in re.split(r"[-_.]", file.stem.lower()) if word in SPLIT_NAMES]
+        parts.setdefault(words[0] if words else "train", []).append(file)
     blobs: list[bytes] = []
     raw: list[Any] = []
     counts: dict[str, int] = {}
@@ -53,21 +53,23 @@ def open_parquet(folder: Path, *, stop: bool = False) -> Source:
                 raise InputError(f"{file} is not a parquet file: {error}") from error
             image_column, label_column, named = _columns(table.schema, file)
             classes = classes or named
-            blobs += [value["bytes"] for value in table.column(image_column).to_pylist()]
+            blobs += [(value or {}).get("bytes") or b"" for value in table.column(image_column).to_pylist()]
             raw += table.column(label_column).to_pylist()
         counts[split] = len(raw) - before
     if not raw:
         raise InputError(f"the parquet files in {folder} hold no rows")
+    if len({type(value) for value in raw}) > 1:
+        raise InputError(f"labels in {folder} are missing in places, or of different types")
     classes = classes or tuple(str(value) for value in sorted(set(raw)))
     where = {value: i for i, value in enumerate(sorted(set(raw)))} if isinstance(raw[0], str) else {}
     labels = torch.tensor([where.get(value, value) for value in raw])
     if labels.min() < 0 or labels.max() >= len(classes):
         raise InputError(f"labels in {folder} must lie in 0 ... {len(classes) - 1}; some do not")
-    source = EncodedSource(blobs, labels, classes, consecutive(counts), folder.name)
+    source = _into_memory(EncodedSource(blobs, labels, classes, consecutive(counts), folder.name))
     if stop and source.bad:
         name, reason = next(iter(source.bad.items()))
-        raise ReadError(name, reason)
-    return _into_memory(source)
+        raise ReadError(name, f"{reason} (--bad-files skip leaves such images out)")
+    return source
 
 
 def _columns(schema: "pa.Schema", file: Path) -> tuple[str, str, tuple[str, ...]]:
@@ -115,7 +117,7 @@ class EncodedSource:
             except ReadError as error:
                 self.bad[error.name] = error.reason
                 good[index] = False
-        self.splits = {split: indices[good[indices]] for split, indices in splits.items()}
+        self.splits = _only(good, splits)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -134,8 +136,16 @@ class EncodedSource:
         return decode(self._blobs[index], self.channels, self.name(index))
 
 
+def _only(good: Tensor, splits: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The splits without the samples that are not good, and without splits that are left empty."""
+    kept = {split: indices[good[indices]] for split, indices in splits.items()}
+    return {split: indices for split, indices in kept.items() if len(indices)}
+
+
 def _into_memory(source: EncodedSource) -> Source:
     """The same set as one tensor, where all images are alike and small enough in sum; else as it is."""
+    if not source.splits:
+        raise InputError(f"none of the {len(source)} images can be read")
     if source.size is None or len(source) * 3 * source.size[0] * source.size[1] > IN_MEMORY:
         return source
     images = torch.zeros(len(source), 3, *source.size, dtype=torch.uint8)
@@ -146,5 +156,5 @@ def _into_memory(source: EncodedSource) -> Source:
             good[index] = True
         except ReadError as error:
             source.bad[error.name] = error.reason
-    splits = {split: indices[good[indices]] for split, indices in source.splits.items()}
+    splits = _only(good, source.splits)
     return ArraySource(images, source.labels, source.classes, splits, source.name(0)[:-3], source.bad)

@@ -31,7 +31,7 @@ def _operations() -> tuple[Operation, ...]:
         lambda x, s: T.adjust_sharpness(x, 1 + 0.9 * s),
         lambda x, s: T.adjust_saturation(x, 1 + 0.9 * s) if x.shape[1] == 3 else x,
         lambda x, s: T.posterize(x, 8 - round(4 * abs(s))),
-        lambda x, s: T.solarize(x, 256 * (1 - abs(s))),
+        lambda x, s: T.solarize(x, 256 * (1 - abs(s))) if s else x,  # at strength 0 nothing is above the threshold
         lambda x, s: T.autocontrast(x),
         lambda x, s: T.equalize(x),
     )

@@ -1,6 +1,6 @@
 """Scores of a network on a set of images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,6 @@ def score(
     preprocess: Preprocess,
     *,
     bf16: bool = False,
-    on_batch: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Run a network over batches, in evaluation mode (the mode it was in is restored).
 
@@ -71,7 +70,6 @@ def score(
         batches: uint8 images with labels.
         preprocess: whose normalisation applies.
         bf16: compute in bfloat16 (autocast); logits and loss stay fp32.
-        on_batch: called after each batch.
 
     Raises:
         InputError: not one image could be read.
@@ -86,7 +84,6 @@ def score(
             logits.append(network(inputs).float().cpu())
         labels.append(batch.labels)
         indices.append(batch.indices)
-        on_batch()
     network.train(was_training)
     if not logits:
         raise InputError("none of the images can be read")

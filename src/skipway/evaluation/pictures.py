@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from skipway.data.source import Source
@@ -27,23 +28,24 @@ def curves(metrics: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], t
         A PNG.
     """
     figure = Figure(figsize=(11, 3.6), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in metrics]
-    best = max(metrics, key=lambda row: row["val_accuracy"])
+    best = max(metrics, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     if steps:
         per_epoch = max(row["step"] for row in steps) / max(row["epoch"] for row in steps)
         at = [row["step"] / per_epoch for row in steps]
         loss.plot(at, [row["loss"] for row in steps], color=TRAIN, alpha=0.25, linewidth=0.7, label="a step")
         rate.plot(at, [row["lr"] for row in steps], color=QUIET)
-    loss.plot(epochs, [row["train_loss"] for row in metrics], color=TRAIN, label="train")
-    loss.plot(epochs, [row["val_loss"] for row in metrics], color=VAL, label="validation")
-    accuracy.plot(epochs, [100 * row["train_accuracy"] for row in metrics], color=TRAIN, label="train (augmented)")
-    accuracy.plot(epochs, [100 * row["val_accuracy"] for row in metrics], color=VAL, label="validation")
+    loss.plot(epochs, [row["train_loss"] for row in metrics], color=TRAIN, label="train", marker=".")
+    loss.plot(epochs, [row["val_loss"] for row in metrics], color=VAL, label="validation", marker=".")
+    accuracy.plot(epochs, [100 * row["train_accuracy"] for row in metrics], color=TRAIN, label="train (augmented)", marker=".")
+    accuracy.plot(epochs, [100 * row["val_accuracy"] for row in metrics], color=VAL, label="validation", marker=".")
     accuracy.plot(best["epoch"], 100 * best["val_accuracy"], "o", color=BEST, label=f"best {best['val_accuracy']:.2%}")
     for axes, name in ((loss, "loss (nats)"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
         _plain(axes)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(name, fontsize=10)
     loss.legend(frameon=False, fontsize=8)
     accuracy.legend(frameon=False, fontsize=8, loc="lower right")
@@ -69,7 +71,7 @@ def mistakes(source: Source, scores: Scores, classes: tuple[str, ...], title: st
     columns = 8
     rows = max(1, -(-len(worst) // columns))
     figure = Figure(figsize=(11, 1.9 * rows + 0.5), dpi=110, layout="constrained")
-    figure.suptitle(f"{title}: {len(wrong)} of {len(scores.labels)} wrong, the most confident first", fontsize=11)
+    figure.suptitle(f"{title}: {len(wrong)} of {len(scores.labels)} wrong, the most confident first", fontsize=11, parse_math=False)
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
@@ -81,6 +83,7 @@ def mistakes(source: Source, scores: Scores, classes: tuple[str, ...], title: st
         axes.set_title(
             f"{_short(classes[int(scores.labels[i])])}\nnamed {_short(classes[int(predicted[i])])} {confidence[i]:.0%}",
             fontsize=8,
+            parse_math=False,
         )
     return _png(figure)
 
