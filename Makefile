@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	@echo "run folder: runs/demo    pictures: runs/demo/curves.png runs/demo/mistakes.png"
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report=term
 
 slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow

@@ -148,7 +148,7 @@ def test_too_few_images_to_hold_any_out(skipway, tmp_path):
         ),
         (["--network", "resnet18", "--stem", "imagenet"], "--image-size must be at least 32, got 16"),
         (["--image-size", "2"], "--image-size must be at least 4, got 2"),
-        (["--weights", "none"], "no such weights file: none"),
+        (["--weights", "none"], "no such weights file or run folder: none"),
     ],
 )
 def test_setting_that_cannot_be(skipway, photos, arguments, words):
@@ -231,7 +231,7 @@ def test_run_cut_off_before_its_first_checkpoint_starts_again(skipway, photos, t
     assert Run.open(folder).finished
     (folder / "summary.json").write_text('{"status": "running"}')
     (folder / "last.safetensors").unlink()
-    expect_refused(skipway("train", "", *flags), "has lost its last.safetensors and cannot go on")
+    expect_refused(skipway("train", "", *flags), "holds a run that lost its spec.toml or last.safetensors")
 
 
 def test_batches_of_one_need_more_than_one_pixel(skipway, photos):
@@ -245,6 +245,54 @@ def test_data_of_a_run_that_are_gone(skipway, trained, photos, tmp_path):
     copy = tmp_path / "w.safetensors"
     copy.write_bytes(text.replace(gone, gone[:-6] + b"absent"))
     expect_refused(skipway("evaluate", copy), "the run's own data: no such folder", "skipway evaluate RUN DATA")
+
+
+def test_output_folder_inside_the_data(skipway, photos):
+    expect_refused(skipway("train", photos, "--out", photos / "run"), "lies inside the data")
+    assert sorted(p.name for p in photos.iterdir()) == ["ants", "bees"]
+
+
+def test_run_that_lost_its_spec_is_not_overwritten(skipway, photos, trained, tmp_path):
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "copy"))
+    (folder / "spec.toml").unlink()
+    before = (folder / "weights.safetensors").read_bytes()
+    expect_refused(skipway("train", photos, *TINY_FLAGS, "--out", folder), "lost its spec.toml")
+    assert (folder / "weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("summary.json", "[]"),
+        ("classes.json", "5"),
+        ("preprocess.json", '{"image_size": -4, "channels": 3, "mean": [0], "std": [1]}'),
+        ("metrics.jsonl", "null\n"),
+        ("spec.toml", "network = 3"),
+        ("spec.toml", ""),
+        ("last.safetensors", "junk"),
+    ],
+)
+def test_damaged_file_of_an_unfinished_run(skipway, photos, trained, tmp_path, name, text):
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "copy"))
+    (folder / "summary.json").write_text('{"status": "running"}')
+    (folder / name).write_text(text)
+    flags = ["--config", trained.folder / "spec.toml", "--out", folder]
+    result = skipway("train", trained.spec.data.path, *flags)
+    assert result.code == 2, result.out
+    assert result.err.startswith("skipway: ")
+
+
+@pytest.mark.parametrize("text", ["recipe = 5", "[network]\nname = ['x']", "[network]\nstages = 5", "[train]\nlr = []"])
+def test_config_of_wrong_types(skipway, photos, text):
+    Path("c.toml").write_text(text)
+    expect_refused(skipway("train", photos, "--config", "c.toml"))
+
+
+def test_image_beside_the_class_folders_is_named(skipway, photos):
+    save_image(photos / "loose.png", 1)
+    result = skipway("train", photos, *TINY_FLAGS)
+    assert result.code == 0
+    assert "loose.png (lies beside the class folders, not in one)" in " ".join(result.out.split())
 
 
 def test_output_folder_below_a_file(skipway, photos, tmp_path):
@@ -285,7 +333,7 @@ def test_predict_without_a_readable_image(skipway, trained, tmp_path):
     assert "none of the images can be read" in unreadable.err
     expect_refused(skipway("predict", trained.folder, tmp_path / "none.png"), "no images at")
     expect_refused(skipway("predict", trained.folder), "name at least one image")
-    expect_refused(skipway("predict", trained.folder, tmp_path / "x.png", "--top", "0"), "--top must be at least 1")
+    expect_refused(skipway("predict", trained.folder, tmp_path / "x.png", "--top", "0"), "top must be at least 1")
 
 
 def test_all_training_images_unreadable(skipway, tmp_path):

@@ -61,7 +61,7 @@ def test_train_evaluate_predict_in_a_row(skipway, photos):
     assert sum(p["probability"] for p in first["predictions"]) == pytest.approx(1)
     again = skipway("train", photos, *TINY_FLAGS, "--no-flip", "--milestones", "0.5", "0.9", "--out", run.folder)
     assert again.code == 0
-    assert "is finished; nothing to do" in again.out
+    assert "is finished with these settings; nothing to do" in again.out
 
 
 def test_config_file_is_laid_under_the_flags(skipway, photos, tmp_path):

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 bad input (one message, nothing changed), 75 stopped and r
 """
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -31,11 +32,11 @@ app["--help"].group = app["--version"].group = Group("Help")
 
 @app.command
 def train(
-    data: str = "",
+    data: str | None = None,
     /,
     *,
     network: str | None = None,
-    recipe: str = "",
+    recipe: str | None = None,
     config: Path | None = None,
     out: Path | None = None,
     flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
@@ -69,7 +70,7 @@ def train(
     from skipway.recipes import compose
     from skipway.training.train import train as run_training
 
-    spec = compose(data, recipe=recipe, config=config, settings=settings_of(flags, network))
+    spec = compose(data or "", recipe=recipe or "", config=config, settings=settings_of(flags, network))
     run = run_training(spec, out=out, console=console)
     return STOPPED if run.summary.get("status") == "stopped" else DONE
 
@@ -128,8 +129,6 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False) -> int:
     from skipway.shipping.predictor import load
     from skipway.shipping.select import find_images
 
-    if top < 1:
-        raise InputError(f"--top must be at least 1, got {top}")
     predictor = load(run)
     bad: dict[str, str] = {}
     done = 0
@@ -179,8 +178,6 @@ def describe(network: str, /, *, image_size: int = 0, json: bool = False) -> int
     if "/" in network or Path(network, "spec.toml").is_file():
         run_spec = Run.open(network).spec
         spec, image_size = run_spec.network, image_size or run_spec.data.image_size
-    if image_size < 0:
-        raise InputError(f"--image-size must be at least 1, got {image_size}")
     result = describe_network(spec, image_size=image_size)
     _print_json(dataclasses.asdict(result)) if json else console.print(tables.description(result))
     return DONE
@@ -238,6 +235,9 @@ def _say_bad(bad: dict[str, str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that no terminal shows
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, InputError) as error:

@@ -93,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: no such file, not TOML, or an unknown section.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config file {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
@@ -113,18 +113,24 @@ def apply(spec: RunSpec, settings: Settings) -> RunSpec:
         InputError: an unknown section, field or network, or a value that a field refuses.
     """
     table = to_dict(spec)
+    if not isinstance(settings, Mapping):
+        raise InputError(f"settings must be a table of sections, got {settings!r}")
     for section, values in settings.items():
         if section not in SECTIONS:
             raise unknown("section", section, SECTIONS)
+        if not isinstance(values, Mapping):
+            raise InputError(f"{section} must be a table of fields, got {values!r}")
         name = values.get("name") if section == "network" else None
-        if name in ZOO:
+        if isinstance(name, str) and name in ZOO:
             table["network"] = dataclasses.asdict(_trainable(name))
         elif name is not None and "stages" not in values:
             raise unknown("network", str(name), ZOO)
-        elif "stages" in values:
-            table["network"]["name"] = "custom"
-        table[section] |= values
-    return from_dict(table)
+        table[section] = {**table[section], **values}
+    made = from_dict(table)
+    named = ZOO.get(made.network.name)
+    if named and made.network.stages != named.spec.stages:  # no longer the paper's
+        made = dataclasses.replace(made, network=dataclasses.replace(made.network, name="custom"))
+    return made
 
 
 def compose(
@@ -144,7 +150,7 @@ def compose(
     table = read_config(config) if config else {}
     chosen = recipe or table.pop("recipe", "") or "default"
     table.pop("recipe", None)
-    if chosen not in RECIPES:
-        raise unknown("recipe", chosen, RECIPES)
+    if not isinstance(chosen, str) or chosen not in RECIPES:
+        raise unknown("recipe", str(chosen), RECIPES)
     spec = apply(apply(RECIPES[chosen](), table), settings or {})
     return apply(spec, {"data": {"path": data}}) if data else spec

@@ -32,6 +32,7 @@ from skipway.nn.network import ResNet, build
 from skipway.spec import RunSpec, differences, from_toml, to_toml
 
 FORMAT = "skipway-1"
+LOCK = ".lock"
 FILES = (
     *("spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "summary.json"),
     *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png"),
@@ -80,9 +81,11 @@ class Run:
         """
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; --out names a folder")
-        own = {*FILES, *(f".{name}.tmp" for name in FILES)}
-        if folder.exists() and any(path.name not in own for path in folder.iterdir()):
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        if there - {*FILES, LOCK, *(f".{name}.tmp" for name in FILES)}:
             raise InputError(f"{folder} is not empty and is not a run folder; choose another --out")
+        if there & {"weights.safetensors", "metrics.jsonl"}:
+            raise InputError(f"{folder} holds a run that lost its spec.toml or last.safetensors; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
         run.write_text("classes.json", json.dumps(list(classes), indent=1))
@@ -99,7 +102,10 @@ class Run:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the logits."""
-        return tuple(_from_json(self.read_text("classes.json"), self.folder / "classes.json"))
+        names = _from_json(self.read_text("classes.json"), self.folder / "classes.json")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{self.folder / 'classes.json'} is damaged: it must be a list of names")
+        return tuple(names)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -109,7 +115,10 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """How it ended: status, best epoch, accuracies, ..."""
-        return _from_json(self.read_text("summary.json"), self.folder / "summary.json")
+        summary = _from_json(self.read_text("summary.json"), self.folder / "summary.json")
+        if not isinstance(summary, dict):
+            raise InputError(f"{self.folder / 'summary.json'} is damaged: it must be an object")
+        return summary
 
     @property
     def finished(self) -> bool:
@@ -135,13 +144,13 @@ class Run:
     def read_text(self, name: str) -> str:
         """A file of the run. Raises InputError where it is missing or no text."""
         try:
-            return (self.folder / name).read_text()
+            return (self.folder / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.folder / name} cannot be read: {error}") from error
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run whole, or not at all."""
-        self.write_bytes(name, text.encode())
+        self.write_bytes(name, text.encode("utf-8"))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file of the run whole, or not at all."""
@@ -178,7 +187,13 @@ class Run:
         path = self.folder / name
         if not path.exists():
             return []
-        return [_from_json(line, path) for line in self.read_text(name).splitlines()]
+        lines = self.read_text(name).splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()  # cut off while it was written
+        rows = [_from_json(line, path) for line in lines]
+        if not all(isinstance(row, dict) and "epoch" in row for row in rows):
+            raise InputError(f"{path} is damaged: each line must be an object with its epoch")
+        return rows
 
 
 def load_model(path: str | Path) -> Model:
@@ -204,7 +219,7 @@ def load_model(path: str | Path) -> Model:
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file. Raises InputError."""
     if not path.is_file():
-        raise InputError(f"no such weights file: {path}")
+        raise InputError(f"no such weights file or run folder: {path}")
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -5,19 +5,14 @@ the field's own name. There is no None: what is off is 0 or "", what is left to 
 """
 
 import dataclasses
-import math
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast
 
 from skipway.errors import InputError, unknown
-
-
-def option(default: Any, text: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A field with its help text and its bounds (both inclusive)."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
+from skipway.fields import check, option, sequence
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class NetworkSpec:
     num_classes: int = option(10, "number of logits; training takes the data's", low=1)
 
     def __post_init__(self) -> None:
-        stages = _sequence("network.stages", self.stages)
+        stages = sequence("network.stages", self.stages)
         object.__setattr__(self, "stages", tuple(_stage(s, i) for i, s in enumerate(stages)))
         check(self, "network")
         if not self.stages:
@@ -122,7 +117,9 @@ class TrainSpec:
     """How the weights are found."""
 
     epochs: int = option(30, "times through the training images", low=1)
-    batch_size: int = option(0, "images a step; 0: 128, halved down to 16 at the least while an epoch has fewer than 16 steps", low=0)
+    batch_size: int = option(
+        0, "images a step; 0: 128, halved down to 16 at the least while an epoch has fewer than 16 steps", low=0
+    )
     optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "update rule; sgd has momentum")
     lr: float = option(0.0, "peak learning rate; 0: sgd 0.1, adam and adamw 0.001, times batch size / 128", low=0)
     momentum: float = option(0.9, "momentum of sgd", low=0, high=0.9999)
@@ -166,7 +163,6 @@ class RunSpec:
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
 
-
     def __post_init__(self) -> None:
         for name, kind in SECTIONS.items():
             if not isinstance(getattr(self, name), kind):
@@ -181,49 +177,6 @@ SECTIONS: dict[str, type] = {
     "augment": AugmentSpec,
     "train": TrainSpec,
 }
-
-
-def check(spec: Any, where: str) -> None:
-    """Check types, choices and bounds of every field; whole numbers become floats where a float is meant.
-
-    Raises:
-        InputError: naming the field, what came and what is allowed.
-    """
-    hints = get_type_hints(type(spec))
-    for f in dataclasses.fields(spec):
-        value, kind, label = getattr(spec, f.name), hints[f.name], f"{where}.{f.name}"
-        if kind is float and type(value) is int:
-            value = float(value)
-            object.__setattr__(spec, f.name, value)
-        if get_origin(kind) is Literal:
-            if value not in get_args(kind):
-                raise unknown(label, str(value), [str(a) for a in get_args(kind)])
-        elif get_origin(kind) is tuple:
-            item = get_args(kind)[0]
-            value = tuple(float(v) if item is float and type(v) is int else v for v in _sequence(label, value))
-            object.__setattr__(spec, f.name, value)
-            if any(type(v) is not item for v in value):
-                raise InputError(f"{label} must be a list of {item.__name__}, got {value!r}")
-        elif type(value) is not kind:
-            raise InputError(f"{label} must be {_KINDS[kind]}, got {value!r}")
-        _check_bounds(label, value, f.metadata.get("low"), f.metadata.get("high"))
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _sequence(label: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise InputError(f"{label} must be a list, got {value!r}")
-    return tuple(value)
-
-
-def _check_bounds(label: str, value: Any, low: float | None, high: float | None) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{label} must be a finite number, got {value}")
-    if (low is not None and value < low) or (high is not None and value > high):
-        allowed = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise InputError(f"{label} must be {allowed}, got {value}")
 
 
 T = TypeVar("T")

@@ -18,6 +18,7 @@ from skipway.recipes import compose
 from skipway.run import Run, load_model
 from skipway.training import loop
 from skipway.training.loop import Trainer
+from skipway.training.place import claimed
 from skipway.training.progress import StopSignals, View
 
 FILES = {
@@ -209,7 +210,7 @@ def test_finished_run_is_never_overwritten(photos, tmp_path):
     skipway.train(photos, settings=tiny(epochs=9), out=run.folder, console=console)
     assert {p.name: p.read_bytes() for p in run.folder.iterdir()} == before
     assert isinstance(console.file, io.StringIO)
-    assert "is finished; nothing to do" in " ".join(console.file.getvalue().split())
+    assert "is finished with other settings (train.epochs: 2 -> 9;" in " ".join(console.file.getvalue().split())
 
 
 def test_test_split_is_read_once_at_the_end(tmp_path, monkeypatch):
@@ -350,10 +351,75 @@ def test_train_takes_a_spec_object(photos, tmp_path):
     run = skipway.train(small, out=tmp_path / "run", console=quiet())
     assert len(run.metrics()) == 1
     network = skipway.NetworkSpec((skipway.StageSpec(1, 4),), stem_width=4)
-    other = skipway.train(photos, network=network, settings=tiny(epochs=1), out=tmp_path / "other", console=quiet())
+    plain = {k: v for k, v in tiny(epochs=1).items() if k != "network"}
+    other = skipway.train(photos, network=network, settings=plain, out=tmp_path / "other", console=quiet())
     assert other.spec.network.stages == (skipway.StageSpec(1, 4),)
     named = skipway.train(
         photos, network="tutorial", settings={"train": {"epochs": 1}}, out=tmp_path / "n", console=quiet()
     )
     assert named.spec.network.name == "tutorial"
     assert json.loads((named.folder / "classes.json").read_text()) == ["ants", "bees"]
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with claimed(folder):
+        with pytest.raises(InputError, match="is being trained by another process"), claimed(folder):
+            pass
+        (folder / "x").write_text("kept")
+    with claimed(folder):
+        pass
+    assert [p.name for p in folder.iterdir()] == ["x"]
+    with claimed(tmp_path / "other" / "run"):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("change", ["renamed", "grown"])
+def test_run_does_not_go_on_with_other_data(photos, tmp_path, monkeypatch, change):
+    def cut(self, *_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_step", cut)
+        run_tiny(photos, tmp_path / "run")
+    if change == "renamed":
+        (photos / "ants").rename(photos / "wasps")
+    else:
+        make_photos(photos, num=30)
+    with pytest.raises(InputError, match="the data in .* changed since"):
+        run_tiny(photos, tmp_path / "run")
+
+
+def test_other_workers_go_on_with_the_same_run(photos, monkeypatch):
+    def cut(self, *_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_step", cut)
+        run_tiny(photos)
+    assert run_tiny(photos, settings=TINY | {"data": {"workers": 1}}).folder == Path("runs/photos-custom-1")
+
+
+def test_odd_names_of_classes_and_folders_do_not_break_a_run(tmp_path):
+    data = make_photos(tmp_path / "d$^$ [/x]", classes=("$^$", "$_b$ [bold]", "ünï 🐝"), num=8)
+    run = run_tiny(data, tmp_path / "out [/b]")
+    assert run.finished
+    assert run.classes == ("$^$", "$_b$ [bold]", "ünï 🐝")
+
+
+def test_unreadable_test_split_costs_the_test_accuracy_only(tmp_path):
+    data = make_photos(tmp_path / "p", splits=("train", "test"))
+    for path in (data / "test").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    run = run_tiny(data, tmp_path / "run")
+    assert run.finished
+    assert run.summary["test_accuracy"] is None
+    assert len(run.summary["bad_files"]) == 40
+
+
+def test_cut_last_line_of_the_records_is_dropped(photos, tmp_path):
+    run = run_tiny(photos, tmp_path / "run")
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "tra')
+    assert [m["epoch"] for m in run.metrics()] == [1, 2]

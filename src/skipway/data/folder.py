@@ -54,7 +54,12 @@ class FolderSource:
     def _scan(self, folder: Path) -> dict[str, list[Path]]:
         """Class name -> its images, both sorted; headers are checked, bad files noted."""
         classes: dict[str, list[Path]] = {}
+        for loose in sorted(folder.iterdir()):
+            if loose.is_file() and loose.suffix.lower() in SUFFIXES and not loose.name.startswith("."):
+                self.bad[str(loose.relative_to(self.root))] = "lies beside the class folders, not in one"
         for child in _visible_folders(folder):
+            if not child.name.isprintable():
+                raise InputError(f"class folder {child.name!r} has characters that cannot be written down; rename it")
             classes[child.name] = []
             seen: set[str] = set()
             for at, folders, names in os.walk(child, followlinks=True):
@@ -99,8 +104,7 @@ class FolderSource:
 
 
 def _visible_folders(folder: Path) -> list[Path]:
-    skipped = (".", "__")
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(skipped))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

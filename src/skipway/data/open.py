@@ -1,5 +1,6 @@
 """`open_source`: from the name of some data to a Source."""
 
+import os
 from pathlib import Path
 
 from skipway.data.builtin import BUILTIN
@@ -16,11 +17,13 @@ def open_source(spec: DataSpec) -> Source:
     Built-in names win; write ./NAME for a folder of the same name.
 
     Raises:
-        InputError: nothing there, nothing in it, fewer than two classes, or damaged beyond use.
+        InputError: nothing there, nothing in it, or damaged beyond use.
     """
     if not spec.path:
         raise InputError(f"name the data: a folder, or one of {', '.join(BUILTIN)}")
-    path = Path(spec.path).expanduser()
+    if not spec.path.isprintable():
+        raise InputError(f"{spec.path!r} has characters that cannot be written down; rename the folder")
+    path = Path(os.path.expanduser(spec.path))
     if spec.path in BUILTIN:
         source: Source = BUILTIN[spec.path]()
     elif not path.exists():
@@ -32,6 +35,4 @@ def open_source(spec: DataSpec) -> Source:
         source = open_parquet(path, stop=spec.bad_files == "stop")
     else:
         source = FolderSource(path, stop=spec.bad_files == "stop")
-    if len(source.classes) < 2:
-        raise InputError(f"{spec.path} has one class only ('{source.classes[0]}'): there is nothing to tell apart")
     return source

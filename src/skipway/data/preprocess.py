@@ -58,7 +58,11 @@ class Preprocess:
         """The inverse of to_json. Raises InputError."""
         try:
             t = json.loads(text)
-            return Preprocess(int(t["image_size"]), int(t["channels"]), tuple(t["mean"]), tuple(t["std"]))
+            mean, std = (tuple(float(value) for value in t[name]) for name in ("mean", "std"))
+            made = Preprocess(int(t["image_size"]), int(t["channels"]), mean, std)
+            if not len(mean) == len(std) == made.channels in (1, 3) or made.image_size < 1 or min(std) <= 0:
+                raise ValueError("sizes do not fit")
+            return made
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"preprocessing cannot be read: {error!r}") from error
 

@@ -38,7 +38,7 @@ class Evaluation:
     bad_files: dict[str, str]
 
 
-def evaluate(run: Run | str | Path, data: str | None = None, *, split: str | None = None) -> Evaluation:
+def evaluate(run: Run | str | Path, data: str | Path | None = None, *, split: str | None = None) -> Evaluation:
     """Score the best network of a run, in fp32.
 
     Args:
@@ -54,7 +54,7 @@ def evaluate(run: Run | str | Path, data: str | None = None, *, split: str | Non
     """
     model = load_model(run.folder if isinstance(run, Run) else run)
     own = model.spec.data
-    spec = own if data is None else dataclasses.replace(own, path=data)
+    spec = own if data is None else dataclasses.replace(own, path=str(data))
     try:
         source = open_source(spec)
     except InputError as error:

@@ -1,6 +1,7 @@
 """Pictures of a run: how the loss fell, and where the network is most wrong."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +38,11 @@ def curves(metrics: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], t
         at = [row["step"] / per_epoch for row in steps]
         loss.plot(at, [row["loss"] for row in steps], color=TRAIN, alpha=0.25, linewidth=0.7, label="a step")
         rate.plot(at, [row["lr"] for row in steps], color=QUIET)
-    loss.plot(epochs, [row["train_loss"] for row in metrics], color=TRAIN, label="train", marker=".")
-    loss.plot(epochs, [row["val_loss"] for row in metrics], color=VAL, label="validation", marker=".")
-    accuracy.plot(epochs, [100 * row["train_accuracy"] for row in metrics], color=TRAIN, label="train (augmented)", marker=".")
+    loss.plot(epochs, [row["train_loss"] for row in metrics], ".-", color=TRAIN, label="train")
+    loss.plot(epochs, [row["val_loss"] for row in metrics], ".-", color=VAL, label="validation")
+    accuracy.plot(
+        epochs, [100 * row["train_accuracy"] for row in metrics], color=TRAIN, label="train (augmented)", marker="."
+    )
     accuracy.plot(epochs, [100 * row["val_accuracy"] for row in metrics], color=VAL, label="validation", marker=".")
     accuracy.plot(best["epoch"], 100 * best["val_accuracy"], "o", color=BEST, label=f"best {best['val_accuracy']:.2%}")
     for axes, name in ((loss, "loss (nats)"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
@@ -71,7 +74,9 @@ def mistakes(source: Source, scores: Scores, classes: tuple[str, ...], title: st
     columns = 8
     rows = max(1, -(-len(worst) // columns))
     figure = Figure(figsize=(11, 1.9 * rows + 0.5), dpi=110, layout="constrained")
-    figure.suptitle(f"{title}: {len(wrong)} of {len(scores.labels)} wrong, the most confident first", fontsize=11, parse_math=False)
+    figure.suptitle(
+        f"{title}: {len(wrong)} of {len(scores.labels)} wrong, the most confident first", fontsize=11, parse_math=False
+    )
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
@@ -106,5 +111,7 @@ def _plain(axes: Axes) -> None:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks shows boxes
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from skipway.errors import InputError
 from skipway.nn.network import build, skeleton
 from skipway.nn.shortcut import Projection, ZeroPad
 from skipway.nn.stem import SMALL_IMAGE
@@ -69,6 +70,8 @@ def describe(network: str | NetworkSpec, *, image_size: int = 0) -> Description:
         43242
     """
     spec = find(network) if isinstance(network, str) else network
+    if not isinstance(image_size, int) or not 0 <= image_size <= 65536:
+        raise InputError(f"image_size must be between 1 and 65536, got {image_size}")
     size = image_size or (PHOTO if spec.stem == "imagenet" else SMALL_IMAGE // 2)
     if spec.stem == "auto":
         spec = build(spec, image_size=size).spec

@@ -61,6 +61,8 @@ class Predictor:
             ReadError: an image that cannot be read.
             InputError: an array or tensor of another shape or type.
         """
+        if top < 1:
+            raise InputError(f"top must be at least 1, got {top}")
         if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray, Tensor)):
             images = [images]
         predictions = []

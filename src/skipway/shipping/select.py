@@ -1,6 +1,7 @@
 """Which image files a person means by files, folders and patterns."""
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
         raise InputError("name at least one image, folder or pattern")
     found: list[Path] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         elif path.exists():

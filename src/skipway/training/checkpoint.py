@@ -17,10 +17,9 @@ NAME = "last.safetensors"
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: whole epochs done, steps done, and the best epoch so far (0: none)."""
+    """Where training stands: whole epochs done, and the best epoch so far (0: none)."""
 
     epoch: int = 0
-    step: int = 0
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_loss: float = 0.0

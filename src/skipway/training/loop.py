@@ -28,6 +28,7 @@ from skipway.evaluation.pictures import curves, mistakes
 from skipway.nn.network import build
 from skipway.run import Run, load_model, load_state
 from skipway.training.checkpoint import Position, load_last, save_last
+from skipway.training.facts import bad_files_note, data_facts
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import keep_freed_memory
 from skipway.training.optim import Average, clip_gradient, make_optimizer, schedule, set_lr
@@ -59,7 +60,7 @@ class Trainer:
         self.loader = make_loader(plan.source, preprocess, spec.data)
         self.augment = Augment(spec.augment, num_classes=len(plan.source.classes), seed=spec.train.seed)
         network = build(spec.network, seed=spec.train.seed)
-        if spec.train.weights:
+        if spec.train.weights and not resume:
             load_state(network, load_model(spec.train.weights).network.state_dict(), spec.train.weights)
         layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.layout = layout
@@ -73,10 +74,12 @@ class Trainer:
         self.position = Position()
         if resume:
             self.run = Run.open(folder)
+            self._check_same_data()
             self.position = load_last(self.run, self.network, self.optimizer, self.average)
             self._forget_after(self.position)
         else:
             self.run = Run.create(folder, spec, plan.source.classes, preprocess)
+            self._summarise("running", {})
             save_last(self.run, self.position, self.network, self.optimizer, self.average)
 
     def fit(self, console: Console) -> Run:
@@ -84,7 +87,7 @@ class Trainer:
         spec = self.spec
         parameters = sum(p.numel() for p in self.network.parameters())
         title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.run.folder}"
-        notes = list(self.plan.notes) + _bad_files_note(self.loader.bad)
+        notes = list(self.plan.notes) + bad_files_note(self.loader.bad)
         if self.position.epoch:
             notes.append(f"going on after epoch {self.position.epoch}")
         view = View(
@@ -103,7 +106,7 @@ class Trainer:
                         self._epoch(epoch, view, stop)
                         new = {name: why for name, why in self.loader.bad.items() if name not in told}
                         told |= set(new)
-                        for note in _bad_files_note(new):
+                        for note in bad_files_note(new):
                             view.say(f"  {note}", style="yellow")
             except StopRequested:
                 self._stop(view)
@@ -131,14 +134,15 @@ class Trainer:
             "time_s": round(time.perf_counter() - started, 3),
         }
         if not all(math.isfinite(loss) for loss in (*step_losses, scores.loss)):
+            kept = f"; {self.run.folder} keeps the best weights until then" if self.position.best_epoch else ""
             raise InputError(
-                f"the loss is no longer a finite number in epoch {epoch}; {self.run.folder} keeps the best weights "
-                "until then. Try a lower --lr, --grad-clip 1, or --precision fp32"
+                f"the loss is no longer a finite number in epoch {epoch}{kept}. "
+                "Try a lower --lr, --grad-clip 1, or --precision fp32, with another --out"
             )
         old = self.position
         is_best = (scores.accuracy, -scores.loss) > (old.best_accuracy, -old.best_loss)
         best = (epoch, scores.accuracy, scores.loss) if is_best else (old.best_epoch, old.best_accuracy, old.best_loss)
-        self.position = Position(epoch, epoch * self.plan.steps_per_epoch, *best)
+        self.position = Position(epoch, *best)
         first = (epoch - 1) * self.plan.steps_per_epoch
         rows = [
             {"epoch": epoch, "step": first + i, "loss": loss, "lr": lr}
@@ -199,6 +203,16 @@ class Trainer:
         """The network that is validated and kept: the average where there is one."""
         return self.average.network if self.average else self.network
 
+    def _check_same_data(self) -> None:
+        """Refuse to go on where the data are no longer those that the run began with."""
+        summary, facts = self.run.summary, data_facts(self.plan)
+        same = self.run.classes == self.plan.source.classes and summary.get("data", facts) == facts
+        if not same:
+            raise InputError(
+                f"the data in {self.spec.data.path} changed since {self.run.folder} began (classes, or the number of "
+                "images): bring them back, or choose another --out"
+            )
+
     def _forget_after(self, position: Position) -> None:
         """Drop records of an epoch that did not reach its checkpoint."""
         for name, rows in (("metrics.jsonl", self.run.metrics()), ("steps.jsonl", self.run.steps())):
@@ -210,23 +224,30 @@ class Trainer:
             self.run.save_weights(self._kept().state_dict(), {"epoch": 0, "val_accuracy": None})
         self._draw_curves()
         self._summarise("stopped", {})
-        view.say(f"[yellow]stopped[/] after {self.position.epoch} whole epochs; the same command goes on from there")
+        done = f"{self.position.epoch} whole epoch{'' if self.position.epoch == 1 else 's'}"
+        view.say(f"stopped after {done} of {self.run.folder}; the same command goes on from there", style="yellow")
 
     def _finish(self, view: View) -> None:
         """The test, once, with the best weights; pictures; summary."""
         best = self.run.network().to(self.device).to(memory_format=self.layout)
         splits, source = self.plan.splits, self.plan.source
-        final = splits.val if splits.test is None else splits.test
-        batches = self.loader.batches(final, VAL_BATCH)
-        shown = score(best, batches, self.preprocess)  # fp32, as `evaluate` and the predictor compute
-        test = None if splits.test is None else shown
-        self._draw_curves()
+        test = None
+        if splits.test is not None:
+            try:  # fp32, as `evaluate` and the predictor compute
+                test = score(best, self.loader.batches(splits.test, VAL_BATCH), self.preprocess)
+            except InputError as error:
+                view.say(f"test split: {error}; test accuracy is null")
+        shown = test or score(best, self.loader.batches(splits.val, VAL_BATCH), self.preprocess)
         name = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
-        self.run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, name))
         facts = {"test_accuracy": test.accuracy if test else None, "test_loss": test.loss if test else None}
+        self._draw_curves()
+        self.run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, name))
         self._summarise("finished", facts)
         view.say(f"best epoch {self.position.best_epoch}: validation accuracy {self.position.best_accuracy:.2%}")
-        view.say(f"test accuracy [bold]{test.accuracy:.2%}[/]" if test else "no test split: test accuracy is null")
+        if splits.test is None:
+            view.say("no test split: test accuracy is null")
+        elif test:
+            view.say(f"test accuracy {test.accuracy:.2%}", style="bold")
         view.say(f"run folder {self.run.folder}")
         view.say(f"pictures   {self.run.folder / 'curves.png'}  {self.run.folder / 'mistakes.png'}")
 
@@ -254,6 +275,7 @@ class Trainer:
             "num_test": None if splits.test is None else len(splits.test),
             "time_s": round(sum(row["time_s"] for row in metrics), 1),
             "bad_files": self.loader.bad,
+            "data": data_facts(self.plan),
             "chosen": list(self.plan.notes),
             "machine": {
                 "device": str(self.device),
@@ -262,13 +284,4 @@ class Trainer:
                 "torch": str(torch.__version__),
             },
         }
-        self.run.write_text("summary.json", json.dumps(summary, indent=1))
-
-
-def _bad_files_note(bad: Mapping[str, str]) -> list[str]:
-    """One sentence for the files that were left out; nothing where there are none."""
-    if not bad:
-        return []
-    shown = [f"{name} ({reason})" for name, reason in list(bad.items())[:5]]
-    more = f", and {len(bad) - 5} more (all in summary.json)" if len(bad) > 5 else ""
-    return [f"left out {len(bad)} file{'s' if len(bad) > 1 else ''} that cannot be read: {', '.join(shown)}{more}"]
+        self.run.write_text("summary.json", json.dumps(summary, indent=1, allow_nan=False))

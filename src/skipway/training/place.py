@@ -1,14 +1,21 @@
 """Which run folder a spec belongs into: the one named, an unfinished one of an equal spec, or the next free."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from skipway.errors import InputError
-from skipway.run import Run, next_folder, unfinished
+from skipway.run import LOCK, Run, next_folder, unfinished
 from skipway.spec import RunSpec, differences
 from skipway.training.checkpoint import NAME
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 BASE = Path("runs")
 ROOM = 64 << 20  # bytes that must be free before a run starts
@@ -16,11 +23,11 @@ ROOM = 64 << 20  # bytes that must be free before a run starts
 
 @dataclass(frozen=True)
 class Place:
-    """A run folder, and what is in it: nothing yet, a run to go on with, or a finished one."""
+    """A run folder, and what is in it: nothing yet, a run to go on with, or a finished one, with which settings."""
 
     folder: Path
     resume: bool = False
-    finished: bool = False
+    finished: str = ""
 
 
 def find_place(spec: RunSpec, out: Path | None) -> Place:
@@ -42,21 +49,49 @@ def find_place(spec: RunSpec, out: Path | None) -> Place:
         return _existing(Run.open(out), spec)
     else:
         folder = out
+    data = Path(spec.data.path).expanduser().resolve()
+    if data.is_dir() and folder.resolve().is_relative_to(data):
+        raise InputError(
+            f"{folder} lies inside the data, where its pictures would be taken for images; name another --out"
+        )
     _check_writable(folder)
     return Place(folder)
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process alone; where nothing was written into a new one, it goes away again.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / LOCK
+    with lock.open("w") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{folder} is being trained by another process; choose another --out") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first that is not empty ends it
+                for path in created:
+                    path.rmdir()
+
+
 def _existing(run: Run, spec: RunSpec) -> Place:
-    if run.finished:
-        return Place(run.folder, finished=True)
     changed = differences(run.spec, spec)
+    shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
+    if run.finished:
+        return Place(run.folder, finished=f" with other settings ({shown})" if changed else " with these settings")
     if changed:
-        shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
         raise InputError(f"{run.folder} holds an unfinished run with other settings ({shown}); choose another --out")
     if (run.folder / NAME).is_file():
         return Place(run.folder, resume=True)
-    if run.metrics():
-        raise InputError(f"{run.folder} has lost its {NAME} and cannot go on; choose another --out")
     return Place(run.folder)
 
 

@@ -48,6 +48,8 @@ def make_plan(asked: RunSpec) -> Plan:
         InputError: data, network and settings do not go together.
     """
     source = open_source(asked.data)
+    if len(source.classes) < 2:
+        raise InputError(f"{asked.data.path} has one class only ('{source.classes[0]}'): nothing to tell apart")
     splits = make_splits(source, asked.data)
     size, why = choose_size(source, asked.data.image_size)
     notes = [_describe_data(asked, source, splits), f"images at {size} pixels: {why}"]
@@ -94,12 +96,16 @@ def _settle_train(train: TrainSpec, num_images: int, device: torch.device) -> tu
         while size > 16 and num_images // size < 16:
             size //= 2
         train = dataclasses.replace(train, batch_size=min(size, num_images))
-        notes.append(f"batches of {train.batch_size}, {num_images // train.batch_size} steps an epoch")
     if train.batch_size > num_images:
         raise InputError(
             f"train.batch_size {train.batch_size} is larger than the {num_images} training images; "
             f"--batch-size {num_images} or less"
         )
+    left = num_images % train.batch_size
+    rest = f" ({left} images, others each time, sit an epoch out)" if left else ""
+    notes.append(f"batches of {train.batch_size}, {num_images // train.batch_size} steps an epoch{rest}")
+    if train.warmup_epochs > train.epochs:
+        raise InputError(f"train.warmup_epochs {train.warmup_epochs:g} is longer than the run of {train.epochs} epochs")
     if not train.lr:
         train = dataclasses.replace(train, lr=BASE_LR[train.optimizer] * train.batch_size / 128)
         notes.append(f"learning rate {train.lr:g} ({train.optimizer}, in proportion to the batch size)")

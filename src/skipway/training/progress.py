@@ -50,7 +50,7 @@ class View:
             disable=not self.console.is_terminal,
         )
         self._shown = 0.0
-        self.say(f"[bold]{title}[/]")
+        self.say(title, style="bold")
         for note in notes:
             self.say(f"  {note}", style="dim")
 
@@ -67,7 +67,7 @@ class View:
 
     def say(self, text: str, *, style: str = "") -> None:
         """A line that stays."""
-        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def start_epoch(self, epoch: int) -> None:
         """An epoch begins (counted from 1)."""
@@ -88,7 +88,7 @@ class View:
             f"{row['epoch']:>3}/{self.epochs:<3}  {row['train_loss']:>10.4f} {row['train_accuracy']:>9.2%}  "
             f"{row['val_loss']:>9.4f} {row['val_accuracy']:>9.2%}  {row['images_per_s']:>9,.0f} {row['time_s']:>6.1f}s"
         )
-        self.say(text + ("  [green]best[/]" if is_best else ""))
+        self.say(text + ("  best" if is_best else ""), style="green" if is_best else "")
         self._bars.update(self._run, info=f"best {best_accuracy:.2%}")
 
 

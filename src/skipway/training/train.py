@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from skipway.recipes import Settings, apply, compose
 from skipway.run import Run
 from skipway.spec import NetworkSpec, RunSpec
 from skipway.training.loop import Trainer
-from skipway.training.place import find_place
+from skipway.training.place import claimed, find_place
 from skipway.training.plan import make_plan
 
 
@@ -47,15 +48,18 @@ def train(
         asked = data
     else:
         asked = compose(str(data), recipe=recipe, config=Path(config) if config else None, settings=settings)
+        changes = (settings or {}).get("network", {})
         if isinstance(network, NetworkSpec):
-            asked = replace(asked, network=network)
+            asked = apply(replace(asked, network=network), {"network": changes})
         elif network:
-            asked = apply(asked, {"network": {"name": network, **(settings or {}).get("network", {})}})
+            asked = apply(asked, {"network": {"name": network, **changes}})
     console = console or Console()
-    with console.status(f"reading {asked.data.path}"):
+    with console.status(Text(f"reading {asked.data.path}")):
         plan = make_plan(asked)
     place = find_place(plan.spec, Path(out) if out else None)
     if place.finished:
-        console.print(f"{place.folder} is finished; nothing to do. Choose another --out for a new run.")
+        text = f"{place.folder} is finished{place.finished}; nothing to do. Choose another --out for a new run."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         return Run.open(place.folder)
-    return Trainer(plan, place.folder, resume=place.resume).fit(console)
+    with claimed(place.folder):
+        return Trainer(plan, place.folder, resume=place.resume).fit(console)

@@ -1,0 +1,26 @@
+"""Facts about the data of a run: whether they are still the same, and which files were left out."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from skipway.training.plan import Plan
+
+
+def data_facts(plan: Plan) -> dict[str, Any]:
+    """What shows that the data are still the same: how many images, and a hash over the labels of each split."""
+    splits = plan.splits
+    parts = [splits.train, splits.val, *([] if splits.test is None else [splits.test])]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.numpy().tobytes() + plan.source.labels[part].numpy().tobytes())
+    return {"num_images": sum(map(len, parts)), "labels_sha256": digest.hexdigest()}
+
+
+def bad_files_note(bad: Mapping[str, str]) -> list[str]:
+    """One sentence for the files that were left out; nothing where there are none."""
+    if not bad:
+        return []
+    shown = [f"{name} ({reason})" for name, reason in list(bad.items())[:5]]
+    more = f", and {len(bad) - 5} more (all in summary.json)" if len(bad) > 5 else ""
+    return [f"left out {len(bad)} file{'s' if len(bad) > 1 else ''} that cannot be read: {', '.join(shown)}{more}"]
