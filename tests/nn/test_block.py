@@ -9,10 +9,14 @@ from skipway.nn.block import BLOCKS
 from skipway.nn.shortcut import SHORTCUTS, ZeroPad, make_shortcut
 
 KINDS = [*SHORTCUTS, "none"]
-every = pytest.mark.parametrize("in_width", [8, 16])
 every_block = pytest.mark.parametrize("block", BLOCKS)
-every_shortcut = pytest.mark.parametrize("shortcut", KINDS)
-every_stride = pytest.mark.parametrize("stride", [1, 2])
+
+
+def everywhere(test):
+    """Over every block, shortcut, stride and change of width."""
+    for name, values in (("in_width", [8, 16]), ("block", BLOCKS), ("shortcut", KINDS), ("stride", [1, 2])):
+        test = pytest.mark.parametrize(name, values)(test)
+    return test
 
 
 def make(block, in_width, stride, shortcut):
@@ -22,10 +26,7 @@ def make(block, in_width, stride, shortcut):
     return made
 
 
-@every
-@every_block
-@every_shortcut
-@every_stride
+@everywhere
 def test_block_keeps_its_contract(block, shortcut, stride, in_width):
     made = make(block, in_width, stride, shortcut)
     x = torch.randn(3, in_width, 8, 8, requires_grad=True)
@@ -45,10 +46,7 @@ def test_block_keeps_its_contract(block, shortcut, stride, in_width):
         assert torch.equal(twin(x), made(x))
 
 
-@every
-@every_block
-@every_shortcut
-@every_stride
+@everywhere
 def test_block_with_a_silent_branch_is_its_shortcut(block, shortcut, stride, in_width):
     made = make(block, in_width, stride, shortcut)
     nn.init.zeros_(made.last_norm.weight)

@@ -246,6 +246,25 @@ def test_given_weights_start_the_run_and_fix_the_stem(photos, tmp_path):
     torch.testing.assert_close(old["stem.conv.weight"], new["stem.conv.weight"], rtol=0, atol=1e-6)
 
 
+def test_clipped_gradients_bound_the_step(photos, tmp_path):
+    """Plain SGD at rate 1 without decay: a step is as long as the gradient, so at most as long as the clip."""
+    sgd = {"momentum": 0.0, "lr": 1.0, "weight_decay": 0.0, "schedule": "constant", "warmup_epochs": 0.0, "epochs": 1}
+    stages = (skipway.StageSpec(1, 4), skipway.StageSpec(1, 8, 2))
+    spec = skipway.NetworkSpec(stages, shortcut="zero_pad", stem="cifar", stem_width=4, num_classes=2)
+    start = weights_of(skipway.build(spec))
+    moved = []
+    for clip in (0.0, 1e-3):
+        run = run_tiny(photos, tmp_path / str(clip), tiny(**sgd, grad_clip=clip, precision="fp32"))
+        end = weights_of(run.network())
+        moved.append((end - start).norm().item())
+    assert moved[1] <= 4 * 1e-3 * 1.01  # four steps
+    assert moved[0] > 10 * moved[1]
+
+
+def weights_of(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
 def test_precision_and_format_are_as_asked(photos, tmp_path):
     plain = run_tiny(photos, tmp_path / "a", tiny(precision="fp32", channels_last=False))
     fast = run_tiny(photos, tmp_path / "b", tiny(precision="bf16"))
@@ -416,6 +435,14 @@ def test_unreadable_test_split_costs_the_test_accuracy_only(tmp_path):
     assert run.finished
     assert run.summary["test_accuracy"] is None
     assert len(run.summary["bad_files"]) == 40
+
+
+def test_bad_test_files_stop_the_run_where_asked(tmp_path):
+    data = make_photos(tmp_path / "p", splits=("train", "test"))
+    broken = data / "test" / "ants" / "000.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"test/ants/000\.png"):
+        run_tiny(data, tmp_path / "run", TINY | {"data": {"workers": 0, "bad_files": "stop"}})
 
 
 def test_cut_last_line_of_the_records_is_dropped(photos, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 from skipway.spec import TrainSpec
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import choose_device, computes_bf16, keep_freed_memory
-from skipway.training.optim import Average, clip_gradient, make_optimizer, schedule
+from skipway.training.optim import Average, make_optimizer, schedule
 
 SPEC = TrainSpec(lr=0.1, batch_size=8)
 
@@ -109,19 +109,6 @@ def test_average_follows_its_formula():
     average.update(net, 1000)
     torch.testing.assert_close(average.network.state_dict()["0.weight"], 0.9 * before + 0.1 * (start + 1))
     assert not average.network.training
-
-
-def test_clip_gradient_shortens_only_longer_ones():
-    net = network()
-    for p in net.parameters():
-        p.grad = torch.ones_like(p)
-    count = sum(p.numel() for p in net.parameters())
-    assert clip_gradient(net, 0.0) is None
-    norm = clip_gradient(net, 1.0)
-    assert norm is not None
-    assert norm.item() == pytest.approx(count**0.5)
-    new = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
-    assert new.item() == pytest.approx(1.0, rel=1e-4)
 
 
 def test_cross_entropy_takes_labels_and_shares():

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.nn.network import build, skeleton
 from skipway.nn.shortcut import Projection, ZeroPad
-from skipway.nn.stem import SMALL_IMAGE
 from skipway.nn.zoo import ZOO, find
 from skipway.spec import NetworkSpec
 
-PHOTO = 224
+FAMILY_SIZE = {"imagenet": 224}  # pixels at which a family is counted; 32 for the rest
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def describe(network: str | NetworkSpec, *, image_size: int = 0) -> Description:
     spec = find(network) if isinstance(network, str) else network
     if not isinstance(image_size, int) or not 0 <= image_size <= 65536:
         raise InputError(f"image_size must be between 1 and 65536, got {image_size}")
-    size = image_size or (PHOTO if spec.stem == "imagenet" else SMALL_IMAGE // 2)
+    size = image_size or (FAMILY_SIZE.get(spec.stem, 32))
     if spec.stem == "auto":
         spec = build(spec, image_size=size).spec
     made = skeleton(spec)

@@ -22,7 +22,7 @@ from skipway import randomness
 from skipway.data.augment import Augment
 from skipway.data.loader import Batch, make_loader
 from skipway.data.preprocess import measure
-from skipway.errors import InputError
+from skipway.errors import InputError, ReadError
 from skipway.evaluation.metrics import score
 from skipway.evaluation.pictures import curves, mistakes
 from skipway.nn.network import build
@@ -31,7 +31,7 @@ from skipway.training.checkpoint import Position, load_last, save_last
 from skipway.training.facts import bad_files_note, data_facts
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import keep_freed_memory
-from skipway.training.optim import Average, clip_gradient, make_optimizer, schedule, set_lr
+from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, StopSignals, View
 
@@ -193,7 +193,8 @@ class Trainer:
         loss = cross_entropy(logits, targets, self.spec.train.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        clip_gradient(self.network, self.spec.train.grad_clip)
+        if self.spec.train.grad_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.train.grad_clip, foreach=True)
         self.optimizer.step()
         if self.average:
             self.average.update(self.network, step)
@@ -235,6 +236,8 @@ class Trainer:
         if splits.test is not None:
             try:  # fp32, as `evaluate` and the predictor compute
                 test = score(best, self.loader.batches(splits.test, VAL_BATCH), self.preprocess)
+            except ReadError:
+                raise  # bad files are to stop the run
             except InputError as error:
                 view.say(f"test split: {error}; test accuracy is null")
         shown = test or score(best, self.loader.batches(splits.val, VAL_BATCH), self.preprocess)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skipway.spec import TrainSpec
 
@@ -89,8 +89,3 @@ class Average:
         for key, value in own.items():
             if not value.is_floating_point():
                 value.copy_(new[key])
-
-
-def clip_gradient(network: nn.Module, largest: float) -> Tensor | None:
-    """Scale the gradient down to norm `largest` where it is longer; 0 leaves it. Returns the norm before."""
-    return nn.utils.clip_grad_norm_(network.parameters(), largest, foreach=True) if largest else None

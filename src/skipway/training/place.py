@@ -77,8 +77,8 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the first that is not empty ends it
+            with contextlib.suppress(OSError):  # the first folder that is not empty ends it
+                lock.unlink()
                 for path in created:
                     path.rmdir()
 
