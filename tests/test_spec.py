@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from skipway import recipes
 from skipway.errors import InputError
+from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.spec import (
     SECTIONS,
     AugmentSpec,
     DataSpec,
-    NetworkSpec,
     RunSpec,
-    StageSpec,
     TrainSpec,
     differences,
     from_toml,

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skipway.errors import InputError, ReadError
     from skipway.evaluation.evaluate import Evaluation, evaluate
+    from skipway.network_spec import NetworkSpec, StageSpec
     from skipway.nn.describe import Description, describe
     from skipway.nn.network import ResNet, build
+    from skipway.nn.twin import Twin, twin
     from skipway.run import Run
     from skipway.shipping.predictor import Prediction, Predictor, load
-    from skipway.spec import AugmentSpec, DataSpec, NetworkSpec, RunSpec, StageSpec, TrainSpec
+    from skipway.spec import AugmentSpec, DataSpec, RunSpec, TrainSpec
     from skipway.training.train import train
 
 __version__ = "0.1.0"
@@ -28,11 +30,13 @@ __version__ = "0.1.0"
 _WHERE = {
     "errors": ("InputError", "ReadError"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "network_spec": ("NetworkSpec", "StageSpec"),
     "nn.describe": ("Description", "describe"),
     "nn.network": ("ResNet", "build"),
+    "nn.twin": ("Twin", "twin"),
     "run": ("Run",),
     "shipping.predictor": ("Prediction", "Predictor", "load"),
-    "spec": ("AugmentSpec", "DataSpec", "NetworkSpec", "RunSpec", "StageSpec", "TrainSpec"),
+    "spec": ("AugmentSpec", "DataSpec", "RunSpec", "TrainSpec"),
     "training.train": ("train",),
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
@@ -52,11 +56,13 @@ __all__ = [
     "RunSpec",
     "StageSpec",
     "TrainSpec",
+    "Twin",
     "build",
     "describe",
     "evaluate",
     "load",
     "train",
+    "twin",
 ]
 
 

@@ -33,14 +33,13 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
         "unknown network 'resnet21'. Did you mean 'resnet20'? Known: resnet20, tutorial"
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
-    nearest = max(near, key=lambda other: _likeness(name, other), default="")
-    hint = f" Did you mean '{nearest}'?" if nearest else ""
+    nearest = max(names, key=lambda other: _likeness(name, other), default="")
+    hint = f" Did you mean '{nearest}'?" if _likeness(name, nearest)[0] >= 0.4 else ""
     listed = ", ".join(names) if len(names) <= 24 else ", ".join(names[:24]) + ", ..."
     return InputError(f"unknown {what} '{name}'.{hint} Known: {listed}")
 
 
 def _likeness(a: str, b: str) -> tuple[float, int]:
-    """How alike two names are; of equally alike ones, the longer common beginning wins."""
+    """How alike two names are; the longer common beginning, then the first of them, wins."""
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
     return difflib.SequenceMatcher(None, a, b).ratio(), common

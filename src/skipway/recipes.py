@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from skipway.errors import InputError, unknown
+from skipway.network_spec import NetworkSpec
 from skipway.nn.zoo import ZOO, find
-from skipway.spec import SECTIONS, AugmentSpec, DataSpec, NetworkSpec, RunSpec, TrainSpec, from_dict, to_dict
+from skipway.spec import SECTIONS, AugmentSpec, DataSpec, RunSpec, TrainSpec, from_dict, to_dict
 
 Settings = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 

@@ -5,71 +5,14 @@ the field's own name. There is no None: what is off is 0 or "", what is left to 
 """
 
 import dataclasses
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from skipway.errors import InputError, unknown
-from skipway.fields import check, option, sequence
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """A row of blocks at one resolution; written `depth x width / stride`, as in `3x16` or `3x32/2`."""
-
-    depth: int = option(MISSING, "number of blocks", low=1, high=4096)
-    width: int = option(MISSING, "channels inside a block; a bottleneck gives out 4 times as many", low=1, high=65536)
-    stride: int = option(1, "stride of the first block", low=1, high=2)
-
-    def __post_init__(self) -> None:
-        check(self, "network.stages")
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """A residual network: stem, stages of blocks `y = relu(F(x) + S(x))`, linear head."""
-
-    stages: tuple[StageSpec, ...] = option(MISSING, "blocks x width / stride, one a stage: 3x16 3x32/2")
-    name: str = option("custom", "the zoo's name that the network started from")
-    block: Literal["basic", "bottleneck"] = option("basic", "two 3x3 convolutions, or 1x1, 3x3, 1x1")
-    shortcut: Literal["projection", "zero_pad", "none"] = option(
-        "projection",
-        "S(x) where the shape changes: 1x1 convolution (B), zero padding (A), or no skips at all (the plain twin)",
-    )
-    stem: Literal["auto", "cifar", "imagenet"] = option(
-        "auto", "first layers: one 3x3, or 7x7 and max-pool; auto: by the image size (up to 64 pixels: cifar)"
-    )
-    stem_width: int = option(16, "channels of the stem", low=1, high=65536)
-    stem_bias: bool = option(False, "the stem's convolution has a bias (the tutorial's network)")
-    zero_init_last: bool = option(False, "each block starts as its shortcut: its last norm's weight is zero")
-    in_channels: int = option(3, "channels of an image; training takes the data's", low=1)
-    num_classes: int = option(10, "number of logits; training takes the data's", low=1)
-
-    def __post_init__(self) -> None:
-        stages = sequence("network.stages", self.stages)
-        object.__setattr__(self, "stages", tuple(_stage(s, i) for i, s in enumerate(stages)))
-        check(self, "network")
-        if not self.stages:
-            raise InputError("network.stages must hold at least one stage, such as 3x16")
-        width = self.stem_width
-        for index, stage in enumerate(self.stages):
-            out = stage.width * (4 if self.block == "bottleneck" else 1)
-            if self.shortcut == "zero_pad" and out < width:
-                raise InputError(
-                    f"network.stages[{index}] gives {out} channels after {width}: zero_pad can only add channels; "
-                    "choose shortcut projection"
-                )
-            width = out
-
-    @property
-    def downsampling(self) -> int:
-        """How many times smaller the last feature map is than the image: also the smallest image it can take."""
-        total = {"imagenet": 4}.get(self.stem, 1)
-        for stage in self.stages:
-            total *= stage.stride
-        return total
+from skipway.fields import check, option
+from skipway.network_spec import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -180,20 +123,6 @@ SECTIONS: dict[str, type] = {
 
 
 T = TypeVar("T")
-_STAGE = re.compile(r"(\d+)x(\d+)(?:/(\d+))?")
-
-
-def _stage(value: Any, index: int) -> StageSpec:
-    """A StageSpec from itself, from a table, or from `3x32/2`."""
-    where = f"network.stages[{index}]"
-    if isinstance(value, StageSpec):
-        return value
-    if isinstance(value, Mapping):
-        return _make(StageSpec, value, where)
-    match = _STAGE.fullmatch(value) if isinstance(value, str) else None
-    if not match:
-        raise InputError(f"{where} must look like 3x32/2 (blocks x width / stride), got {value!r}")
-    return StageSpec(int(match[1]), int(match[2]), int(match[3] or 1))
 
 
 def _make(cls: type[T], values: Mapping[str, Any], where: str) -> T:

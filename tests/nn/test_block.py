@@ -1,82 +1,140 @@
-"""One contract over every block and shortcut."""
+"""One contract over every block, shortcut, norm and stem that the spec admits."""
+
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
 from skipway.errors import InputError
-from skipway.nn.block import BLOCKS
+from skipway.network_spec import NetworkSpec, StageSpec
+from skipway.nn.block import CONVS
+from skipway.nn.initialise import initialise
+from skipway.nn.layers import FixupNorm
+from skipway.nn.network import ResNet
 from skipway.nn.shortcut import SHORTCUTS, ZeroPad, make_shortcut
+from skipway.nn.stem import STEMS
 
-KINDS = [*SHORTCUTS, "none"]
-every_block = pytest.mark.parametrize("block", BLOCKS)
-
-
-def everywhere(test):
-    """Over every block, shortcut, stride and change of width."""
-    for name, values in (("in_width", [8, 16]), ("block", BLOCKS), ("shortcut", KINDS), ("stride", [1, 2])):
-        test = pytest.mark.parametrize(name, values)(test)
-    return test
-
-
-def make(block, in_width, stride, shortcut):
-    made = BLOCKS[block](in_width, 16 // BLOCKS[block].expansion, stride, shortcut)
-    for p in made.parameters():
-        nn.init.normal_(p, std=0.3)
-    return made
+NORMS = {
+    "batch": {"norm": "batch"},
+    "group": {"norm": "group", "norm_groups": 1},
+    "none": {"norm": "none"},
+    "fixup": {"norm": "none", "init": "fixup"},
+    "skipinit": {"norm": "none", "branch_scale": "skipinit"},
+}
 
 
-@everywhere
-def test_block_keeps_its_contract(block, shortcut, stride, in_width):
-    made = make(block, in_width, stride, shortcut)
-    x = torch.randn(3, in_width, 8, 8, requires_grad=True)
-    y = made(x)
-    assert y.shape == (3, 16, 8 // stride, 8 // stride)
-    assert (y >= 0).all()
+def make_spec(block: str, shortcut: str, norm: str, stem: str, **changes) -> NetworkSpec:
+    """A tiny network of that kind: a block that keeps the shape, and one that halves it."""
+    stages = (StageSpec(1, 8), StageSpec(2, 16, 2))
+    options = {"in_channels": 2, "stem_width": 8, "num_classes": 3} | NORMS[norm] | changes
+    return NetworkSpec(stages, block=block, shortcut=shortcut, stem=stem, **options)  # pyrefly: ignore
+
+
+def admitted() -> list[tuple[str, str, str, str]]:
+    """The product, less what the spec refuses (which has tests of its own)."""
+    found = []
+    for choice in itertools.product(CONVS, SHORTCUTS, NORMS, STEMS):
+        try:
+            make_spec(*choice)
+        except InputError:
+            assert choice[1] == "none"
+            assert choice[2] in ("fixup", "skipinit")
+            continue
+        found.append(choice)
+    return found
+
+
+ADMITTED = admitted()
+
+
+def make(spec: NetworkSpec) -> ResNet:
+    """With every parameter somewhere at random, so that none hides behind a zero."""
+    network = ResNet(spec)
+    initialise(network, spec, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.2 * torch.randn_like(p)
+    return network
+
+
+def test_the_product_is_large():
+    assert len(ADMITTED) == 5 * 6 * (5 * 5 - 2)
+
+
+@pytest.mark.parametrize("choice", ADMITTED, ids="-".join)
+def test_network_keeps_its_contract(choice):
+    spec = make_spec(*choice)
+    network = make(spec)
+    x = torch.randn(3, 2, 16, 16)
+    y = network(x)
+    assert y.shape == (3, 3)
     (y * torch.randn_like(y)).sum().backward()
-    assert x.grad is not None
-    for name, p in made.named_parameters():
+    for name, p in network.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().sum() > 0, name
-    made.eval()
+    network.eval()
     with torch.no_grad():
-        assert torch.equal(made(x), made(x))
-        twin = BLOCKS[block](in_width, 16 // BLOCKS[block].expansion, stride, shortcut).eval()
-        twin.load_state_dict(made.state_dict())
-        assert torch.equal(twin(x), made(x))
+        assert torch.equal(network(x), network(x))
+        assert network(x[:1]).isfinite().all()
+        other = ResNet(spec).eval()
+        other.load_state_dict(network.state_dict())
+        assert torch.equal(other(x), network(x))
+    check_silent_branches(network)
 
 
-@everywhere
-def test_block_with_a_silent_branch_is_its_shortcut(block, shortcut, stride, in_width):
-    made = make(block, in_width, stride, shortcut)
-    nn.init.zeros_(made.last_norm.weight)
-    nn.init.zeros_(made.last_norm.bias)
-    x = torch.randn(3, in_width, 8, 8)
-    y = made(x)
-    if made.shortcut is None:
-        assert torch.equal(y, torch.zeros_like(y))
-    else:
-        assert torch.equal(y, made.shortcut(x).relu())
-        assert y.abs().sum() > 0
+def check_silent_branches(network: ResNet) -> None:
+    """A block whose branch is zero is its shortcut; in the plain twin nothing is left."""
+    x = torch.randn(2, 2, 16, 16)
+    with torch.no_grad():
+        x = network.stem(x)
+        for name, block in network.blocks():
+            for p in block.last_layer.parameters():
+                p.zero_()
+            for module in block.modules():
+                if isinstance(module, FixupNorm):
+                    module.bias.zero_()
+            source = x
+            if block.preact and hasattr(block.shortcut, "conv"):
+                source = block.act(block.norm1(x))
+            expected = torch.zeros(1) if block.shortcut is None else block.shortcut(source)
+            if block.last_act:
+                expected = expected.relu()
+            y = block(x)
+            assert torch.equal(y, expected.expand_as(y)), name
+            assert block.shortcut is None or y.abs().sum() > 0, name
+            x = y
 
 
-@every_block
-def test_plain_twin_with_the_same_weights_is_not_the_shortcut(block):
-    residual, plain = make(block, 16, 1, "zero_pad"), make(block, 16, 1, "none")
-    plain.load_state_dict(residual.state_dict())
-    for made in (residual, plain):
-        nn.init.zeros_(made.last_norm.weight)
-        nn.init.zeros_(made.last_norm.bias)
-    x = torch.randn(2, 16, 8, 8)
-    assert torch.equal(residual(x), x.relu())
-    assert not torch.equal(plain(x), x.relu())
+@pytest.mark.parametrize("attention", ["none", "se", "eca"])
+@pytest.mark.parametrize("blur", ["none", "blur", "avg"])
+@pytest.mark.parametrize("act", ["relu", "gelu", "silu"])
+def test_network_keeps_its_contract_with_every_layer(attention, blur, act):
+    changes = {"attention": attention, "blur": blur, "act": act, "last_act": act != "gelu", "block_dropout": 0.1}
+    for choice in (("basic", "avg_pool", "batch", "deep"), ("preact_bottleneck", "project_all", "none", "tiered")):
+        spec = make_spec(*choice, **changes, drop_path=0.2, head_dropout=0.1)
+        network = make(spec)
+        network(torch.randn(4, 2, 16, 16)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+        network.eval()
+        x = torch.randn(1, 2, 16, 16)
+        assert torch.equal(network(x), network(x))
+
+
+def test_plain_twin_with_the_same_weights_is_not_the_residual_network():
+    for block in CONVS:
+        residual, plain = (make(make_spec(block, kind, "batch", "cifar")) for kind in ("zero_pad", "none"))
+        plain.load_state_dict(residual.state_dict())
+        x = torch.randn(2, 2, 16, 16)
+        assert not torch.allclose(residual.eval()(x), plain.eval()(x))
 
 
 def test_block_adds_branch_and_shortcut():
-    made = make("basic", 8, 2, "projection").eval()
+    network = make(make_spec("basic", "projection", "batch", "cifar")).eval()
+    block = dict(network.blocks())["stage2.block1"]
     x = torch.randn(2, 8, 8, 8)
-    assert made.shortcut is not None
-    assert torch.allclose(made(x), (made.branch(x) + made.shortcut(x)).relu())
+    assert block.shortcut is not None
+    assert torch.allclose(block(x), (block.branch(x) + block.shortcut(x)).relu())
 
 
 def test_zero_pad_takes_every_second_pixel_between_zero_channels():
@@ -87,7 +145,18 @@ def test_zero_pad_takes_every_second_pixel_between_zero_channels():
 
 
 def test_identity_where_the_shape_stays():
-    for kind in SHORTCUTS:
-        assert isinstance(make_shortcut(kind, 8, 8, 1), nn.Identity)
+    for kind in ("projection", "zero_pad", "avg_pool"):
+        assert isinstance(make_shortcut(make_spec("basic", kind, "batch", "cifar"), 8, 8, 1), nn.Identity)
+    everywhere = make_shortcut(make_spec("basic", "project_all", "batch", "cifar"), 8, 8, 1)
+    assert everywhere is not None
+    assert len(list(everywhere.parameters())) == 3
     with pytest.raises(InputError, match="Did you mean 'projection'"):
-        make_shortcut("projektion", 8, 8, 1)
+        make_spec("basic", "projektion", "batch", "cifar")
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "bottleneck_v1", "preact", "preact_bottleneck"])
+def test_stride_is_where_the_paper_has_it(kind):
+    block = dict(make(make_spec(kind, "projection", "batch", "cifar")).blocks())["stage2.block1"]
+    strides = [block.get_submodule(f"conv{i + 1}").stride[0] for i in range(block.num_convs)]  # pyrefly: ignore
+    expected = {"basic": [2, 1], "bottleneck": [1, 2, 1], "bottleneck_v1": [2, 1, 1]}
+    assert strides == expected[kind.replace("preact_", "").replace("preact", "basic")]

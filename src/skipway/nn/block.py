@@ -1,78 +1,140 @@
-"""The residual block `y = relu(F(x) + S(x))` and its two branches F (He et al. 2015, arXiv:1512.03385, fig. 5)."""
+"""The residual block: `y = act(F(x) + S(x))` (He et al. 2015, arXiv:1512.03385, fig. 5), and its pre-activation form
+`y = F(x) + S(x)` with norm and activation before each convolution (He et al. 2016, arXiv:1603.05027, fig. 4e).
+
+F is two 3x3 convolutions ("basic") or 1x1, 3x3, 1x1 ("bottleneck"); CONVS says where the stride is.
+"""
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from skipway.nn.shortcut import make_shortcut
+from skipway.network_spec import EXPANSION, NetworkSpec
+from skipway.nn.layers import DropPath, make_act, make_attention, make_blur, make_conv, make_norm, make_scale
+from skipway.nn.shortcut import Projection, make_shortcut
+
+# Kernel of each convolution of the branch, and which of them has the block's stride.
+CONVS: dict[str, tuple[tuple[int, ...], int]] = {
+    "basic": ((3, 3), 0),
+    "preact": ((3, 3), 0),
+    "bottleneck": ((1, 3, 1), 1),
+    "bottleneck_v1": ((1, 3, 1), 0),
+    "preact_bottleneck": ((1, 3, 1), 1),
+}
 
 
-class BasicBlock(nn.Module):
-    """F = conv 3x3, norm, relu, conv 3x3, norm. The stride is the first convolution's."""
+@dataclass(frozen=True)
+class BlockShape:
+    """What a block's place in the network says of it.
 
-    expansion = 1
-
-    def __init__(self, in_width: int, width: int, stride: int, shortcut: str):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.shortcut = make_shortcut(shortcut, in_width, width, stride)
-        self.act = nn.ReLU(inplace=True)
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The norm that the branch ends with: at weight and bias zero the block is its shortcut."""
-        return self.norm2
-
-    def branch(self, x: Tensor) -> Tensor:
-        """F(x). (B, C, H, W) -> (B, width, H/stride, W/stride)."""
-        x = self.act(self.norm1(self.conv1(x)))
-        return self.norm2(self.conv2(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """relu(F(x) + S(x)), without S in the plain twin. (B, C, H, W) -> (B, width, H/stride, W/stride)."""
-        return self.act(add(self.branch(x), x, self.shortcut))
-
-
-class Bottleneck(nn.Module):
-    """F = conv 1x1, norm, relu, conv 3x3, norm, relu, conv 1x1 to 4 x width, norm.
-
-    The stride is the 3x3 convolution's, as in torchvision ("v1.5"); the paper has it on the first 1x1.
+    Args:
+        in_width: channels that come in.
+        width: of the stage; a bottleneck gives out 4 times as many.
+        stride: 1 or 2.
+        dilation: of the first 3x3 convolution, and `last_dilation` of the second in basic blocks.
+        drop_path: rate at which a sample goes without the branch.
     """
 
-    expansion = 4
+    in_width: int
+    width: int
+    stride: int = 1
+    dilation: int = 1
+    last_dilation: int = 1
+    drop_path: float = 0.0
 
-    def __init__(self, in_width: int, width: int, stride: int, shortcut: str):
+
+class Block(nn.Module):
+    """One residual block of a spec: a branch F of convolutions conv1, norm1, ... and a shortcut S.
+
+    In post-activation order norm k follows convolution k; in pre-activation order it comes before it.
+
+    Attributes:
+        shortcut: S, or None in the plain twin.
+        num_convs: 2 or 3.
+    """
+
+    conv1: nn.Module
+    norm1: nn.Module
+    shortcut: nn.Module | None
+
+    def __init__(self, spec: NetworkSpec, shape: BlockShape):
         super().__init__()
-        out_width = width * self.expansion
-        self.conv1 = nn.Conv2d(in_width, width, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_width, 1, bias=False)
-        self.norm3 = nn.BatchNorm2d(out_width)
-        self.shortcut = make_shortcut(shortcut, in_width, out_width, stride)
-        self.act = nn.ReLU(inplace=True)
+        kernels, strided = CONVS[spec.block]
+        self.num_convs, self.preact = len(kernels), spec.preact
+        out_width = shape.width * EXPANSION[spec.block]
+        inner = spec.inner_width(shape.width) if self.num_convs == 3 else shape.width
+        widths = [shape.in_width, *[inner] * (self.num_convs - 1), out_width]
+        blurred = strided if spec.blur != "none" and shape.stride > 1 else -1
+        self.blurred = blurred
+        for i, size in enumerate(kernels):
+            last = i == self.num_convs - 1
+            stride = shape.stride if i == strided != blurred else 1
+            dilation = shape.last_dilation if last else shape.dilation
+            groups = spec.groups if self.num_convs == 3 and size == 3 else 1
+            conv = make_conv(spec, widths[i], widths[i + 1], size, stride=stride, dilation=dilation, groups=groups)
+            norm = make_norm(spec, widths[i] if self.preact else widths[i + 1], scaled=last and not self.preact)
+            self.add_module(f"conv{i + 1}", conv)
+            self.add_module(f"norm{i + 1}", norm)
+        self.blur = make_blur(spec) if blurred >= 0 else None
+        self.dropout = nn.Dropout(spec.block_dropout) if spec.block_dropout else None
+        self.attention = make_attention(spec, out_width)
+        self.scale = make_scale(spec, out_width)
+        self.drop_path = DropPath(shape.drop_path) if shape.drop_path else None
+        self.shortcut = make_shortcut(spec, shape.in_width, out_width, shape.stride)
+        normless = self.preact and isinstance(self.norm1, nn.Identity)
+        self.act = make_act(spec, inplace=not normless)  # without a norm before it, it would change x itself
+        self.last_act = spec.last_act and not self.preact
 
     @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The norm that the branch ends with: at weight and bias zero the block is its shortcut."""
-        return self.norm3
+    def last_layer(self) -> nn.Module:
+        """What the branch ends with, its norm or else its convolution: at weight and bias zero, F(x) is zero."""
+        last = self.get_submodule(f"{'conv' if self.preact else 'norm'}{self.num_convs}")
+        return last if hasattr(last, "weight") else self.get_submodule(f"conv{self.num_convs}")
 
     def branch(self, x: Tensor) -> Tensor:
-        """F(x). (B, C, H, W) -> (B, 4 width, H/stride, W/stride)."""
-        x = self.act(self.norm1(self.conv1(x)))
-        x = self.act(self.norm2(self.conv2(x)))
-        return self.norm3(self.conv3(x))
+        """F(x). (B, C, H, W) -> (B, C', H/stride, W/stride)."""
+        return self._preact_branch(self.act(self.norm1(x))) if self.preact else self._branch(x)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        for i in range(self.num_convs):
+            last = i == self.num_convs - 1
+            if last and self.dropout is not None:
+                x = self.dropout(x)
+            x = getattr(self, f"norm{i + 1}")(getattr(self, f"conv{i + 1}")(x))
+            x = x if last else self.act(x)
+            if i == self.blurred and self.blur is not None:
+                x = self.blur(x)
+        return self._finish(x)
+
+    def _preact_branch(self, x: Tensor) -> Tensor:
+        """From act(norm1(x)) on."""
+        for i in range(self.num_convs):
+            if i > 0:
+                x = self.act(getattr(self, f"norm{i + 1}")(x))
+            if i == self.num_convs - 1 and self.dropout is not None:
+                x = self.dropout(x)
+            x = getattr(self, f"conv{i + 1}")(x)
+            if i == self.blurred and self.blur is not None:
+                x = self.blur(x)
+        return self._finish(x)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """What comes between the last layer and the addition."""
+        for module in (self.attention, self.scale, self.drop_path):
+            if module is not None:
+                x = module(x)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """relu(F(x) + S(x)), without S in the plain twin. (B, C, H, W) -> (B, 4 width, H/stride, W/stride)."""
-        return self.act(add(self.branch(x), x, self.shortcut))
+        """act(F(x) + S(x)), without S in the plain twin. (B, C, H, W) -> (B, C', H/stride, W/stride).
 
-
-def add(branch: Tensor, x: Tensor, shortcut: nn.Module | None) -> Tensor:
-    """F(x) + S(x), or F(x) alone where there is no shortcut. `branch` is F(x), (B, C', H', W')."""
-    return branch if shortcut is None else branch + shortcut(x)
-
-
-BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+        A pre-activation block projects act(norm1(x)), as in the paper's code, and leaves the sum as it is.
+        """
+        if self.preact:
+            y = self.act(self.norm1(x))
+            source = y if isinstance(self.shortcut, Projection) else x
+            y = self._preact_branch(y)
+        else:
+            source, y = x, self._branch(x)
+        if self.shortcut is not None:
+            y += self.shortcut(source)
+        return self.act(y) if self.last_act else y

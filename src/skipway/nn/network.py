@@ -2,27 +2,42 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from skipway.errors import InputError
-from skipway.nn.block import BLOCKS, BasicBlock, Bottleneck
-from skipway.nn.stem import STEMS, resolve_stem
-from skipway.nn.zoo import find
-from skipway.spec import NetworkSpec
+from skipway.network_spec import EXPANSION, NetworkSpec
+from skipway.nn.block import Block, BlockShape
+from skipway.nn.initialise import initialise
+from skipway.nn.layers import FixupBias, make_act, make_norm
+from skipway.nn.stem import STEMS, make_stem
+from skipway.nn.zoo import find, resolve_stem
 
 
 class Head(nn.Module):
-    """Global average pool, then one linear layer to the logits."""
+    """Norm and activation where pre-activation blocks left them open, global average pool, dropout, linear layer."""
 
-    def __init__(self, in_width: int, num_classes: int):
+    def __init__(self, spec: NetworkSpec):
         super().__init__()
-        self.linear = nn.Linear(in_width, num_classes)
+        self.norm = make_norm(spec, spec.out_width) if spec.preact else None
+        self.act = make_act(spec, inplace=False) if spec.preact else None
+        self.dropout = nn.Dropout(spec.head_dropout) if spec.head_dropout else None
+        self.bias = FixupBias() if spec.init == "fixup" and spec.head == "linear" else None
+        self.linear = nn.Linear(spec.out_width, spec.num_classes) if spec.head == "linear" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C) -> (B, num_classes)."""
-        return self.linear(x.mean((2, 3)))
+        """(B, C, H, W) -> (B, C) -> (B, num_classes), or (B, C) where the head is "features"."""
+        if self.norm is not None and self.act is not None:
+            x = self.act(self.norm(x))
+        x = x.mean((2, 3))
+        if self.linear is None:
+            return x
+        if self.dropout is not None:
+            x = self.dropout(x)
+        return self.linear(x if self.bias is None else self.bias(x))
 
 
 class ResNet(nn.Module):
@@ -41,31 +56,24 @@ class ResNet(nn.Module):
         if spec.stem not in STEMS:
             raise InputError(f"network.stem is '{spec.stem}': name one of {', '.join(STEMS)}, or give the image size")
         self.spec = spec
-        block = BLOCKS[spec.block]
-        self.stem = STEMS[spec.stem](spec.in_channels, spec.stem_width, spec.stem_bias)
-        self.stages = nn.ModuleList()
-        width = spec.stem_width
-        for stage in spec.stages:
-            blocks = nn.ModuleList()
-            for index in range(stage.depth):
-                blocks.append(block(width, stage.width, stage.stride if index == 0 else 1, spec.shortcut))
-                width = stage.width * block.expansion
-            self.stages.append(blocks)
-        self.head = Head(width, spec.num_classes)
+        self.stem = make_stem(spec)
+        self.stages = nn.ModuleList(nn.ModuleList(Block(spec, s) for s in stage) for stage in block_shapes(spec))
+        self.head = Head(spec)
 
-    def blocks(self) -> Iterator[tuple[str, BasicBlock | Bottleneck]]:
+    def blocks(self) -> Iterator[tuple[str, Block]]:
         """Every block with its name, in order: ("stage1.block1", block), ..."""
         for i, stage in enumerate(self.stages, 1):
             assert isinstance(stage, nn.ModuleList)
             for j, block in enumerate(stage, 1):
-                assert isinstance(block, (BasicBlock, Bottleneck))
+                assert isinstance(block, Block)
                 yield f"stage{i}.block{j}", block
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits. (B, C, H, W) float -> (B, num_classes)."""
+        """Logits. (B, C, H, W) float -> (B, num_classes), or (B, C') where the head is "features"."""
         x = self.stem(x)
+        thrifty = self.spec.checkpoint and self.training and not torch.compiler.is_compiling()
         for _, block in self.blocks():
-            x = block(x)
+            x = recomputed(block, x) if thrifty else block(x)
         return self.head(x)
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
@@ -78,27 +86,48 @@ class ResNet(nn.Module):
         return named
 
 
-def initialise(network: ResNet, generator: torch.Generator) -> None:
-    """He initialisation (He et al. 2015, arXiv:1502.01852, eq. 10, fan-out form), on the CPU, from `generator`.
+def block_shapes(spec: NetworkSpec) -> list[list[BlockShape]]:
+    """What each block of each stage is told of its place.
 
-    Convolutions: normal with variance 2 / (k^2 * out channels). Norms: weight 1, bias 0. Linear: uniform within
-    1 / sqrt(inputs), as torch does. With `zero_init_last` the last norm of every branch starts at weight 0.
+    The first block of a dilated stage still sees the dilation before it, as in torchvision. Stochastic depth's
+    rate rises linearly with the block's number, up to `drop_path` (Huang et al. 2016, eq. 4).
     """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-    if network.spec.zero_init_last:
-        for _, block in network.blocks():
-            nn.init.zeros_(block.last_norm.weight)
+    shapes: list[list[BlockShape]] = []
+    width, dilation, number = spec.stem_out, 1, 0
+    for stage in spec.stages:
+        row = []
+        for index in range(stage.depth):
+            number += 1
+            first = index == 0
+            rate = spec.drop_path * number / spec.depth
+            before = dilation if first else stage.dilation
+            row.append(BlockShape(width, stage.width, stage.stride if first else 1, before, stage.dilation, rate))
+            width = stage.width * EXPANSION[spec.block]
+        dilation = stage.dilation
+        shapes.append(row)
+    return shapes
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), keeping x alone for the backward pass, which computes the rest again (Chen et al. 2016, 1604.06174).
+
+    Running statistics move once, dropout repeats its draws: the gradients are those without it.
+    """
+    made = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_at_rest(block)))
+    assert isinstance(made, Tensor)
+    return made
+
+
+@contextmanager
+def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def build(
@@ -135,8 +164,9 @@ def build(
         spec = dataclasses.replace(spec, in_channels=in_channels)
     if image_size is not None:
         spec, _ = resolve_stem(spec, image_size)
+        spec.check_image_size(image_size)
     made = ResNet(spec)
-    initialise(made, torch.Generator().manual_seed(seed))
+    initialise(made, spec, torch.Generator().manual_seed(seed))
     return made
 
 

@@ -1,9 +1,11 @@
-"""S(x) of `y = relu(F(x) + S(x))` (He et al. 2015, arXiv:1512.03385, section 3.2 and options A and B of 4.1)."""
+"""S(x) of `y = relu(F(x) + S(x))` (He et al. 2015, arXiv:1512.03385, section 3.2 and options A, B and C of 4.1)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import unknown
+from skipway.network_spec import NetworkSpec
+from skipway.nn.layers import make_conv, make_norm
 
 
 class ZeroPad(nn.Module):
@@ -27,27 +29,33 @@ class ZeroPad(nn.Module):
 
 
 class Projection(nn.Module):
-    """Option B: a 1x1 convolution with the block's stride, then its norm."""
+    """Option B: a 1x1 convolution with the block's stride, then its norm (none in a pre-activation block).
 
-    def __init__(self, in_width: int, out_width: int, stride: int):
+    With `pooled` (option D; He et al. 2018, arXiv:1812.01187, fig. 2c) a 2x2 average takes the stride's place.
+    """
+
+    def __init__(self, spec: NetworkSpec, in_width: int, out_width: int, stride: int, *, pooled: bool = False):
         super().__init__()
-        self.conv = nn.Conv2d(in_width, out_width, 1, stride, bias=False)
-        self.norm = nn.BatchNorm2d(out_width)
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if pooled and stride > 1 else None
+        self.conv = make_conv(spec, in_width, out_width, 1, stride=1 if self.pool else stride)
+        self.norm = None if spec.preact else make_norm(spec, out_width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H/stride, W/stride)."""
-        return self.norm(self.conv(x))
+        if self.pool is not None:
+            x = self.pool(x)
+        x = self.conv(x)
+        return x if self.norm is None else self.norm(x)
 
 
-# What stands in for S(x) where the shape changes; elsewhere S is the identity. "none" has no S at all.
-SHORTCUTS = {"projection": Projection, "zero_pad": ZeroPad}
+SHORTCUTS = ("projection", "zero_pad", "project_all", "avg_pool", "none")
 
 
-def make_shortcut(kind: str, in_width: int, out_width: int, stride: int) -> nn.Module | None:
-    """The module that computes S(x).
+def make_shortcut(spec: NetworkSpec, in_width: int, out_width: int, stride: int) -> nn.Module | None:
+    """The module that computes S(x): the identity where the shape stays, else what `spec.shortcut` says.
 
     Args:
-        kind: "projection", "zero_pad" or "none".
+        spec: the network; its `shortcut` is "projection", "zero_pad", "project_all", "avg_pool" or "none".
         in_width: channels that come in.
         out_width: channels that the block gives out.
         stride: the block's.
@@ -58,10 +66,13 @@ def make_shortcut(kind: str, in_width: int, out_width: int, stride: int) -> nn.M
     Raises:
         InputError: an unknown kind.
     """
+    kind = spec.shortcut
+    if kind not in SHORTCUTS:
+        raise unknown("shortcut", kind, SHORTCUTS)
     if kind == "none":
         return None
-    if kind not in SHORTCUTS:
-        raise unknown("shortcut", kind, [*SHORTCUTS, "none"])
-    if in_width == out_width and stride == 1:
+    if in_width == out_width and stride == 1 and kind != "project_all":
         return nn.Identity()
-    return SHORTCUTS[kind](in_width, out_width, stride)
+    if kind == "zero_pad":
+        return ZeroPad(in_width, out_width, stride)
+    return Projection(spec, in_width, out_width, stride, pooled=kind == "avg_pool")

@@ -1,60 +1,99 @@
-"""What comes before the first block: 3x3 for small images, 7x7 and max-pool for photos."""
-
-import dataclasses
+"""What comes before the first block, and how it follows the image size."""
 
 from torch import Tensor, nn
 
-from skipway.spec import NetworkSpec
-
-SMALL_IMAGE = 64  # pixels a side: up to here the ImageNet stem throws away more than it saves
-
-
-class CifarStem(nn.Module):
-    """conv 3x3, norm, relu at the image's own resolution (He et al. 2015, section 4.2)."""
-
-    def __init__(self, in_channels: int, width: int, bias: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, width, 3, 1, 1, bias=bias)
-        self.norm = nn.BatchNorm2d(width)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, width, H, W)."""
-        return self.act(self.norm(self.conv(x)))
+from skipway.network_spec import NetworkSpec
+from skipway.nn.layers import make_act, make_blur, make_conv, make_norm
 
 
-class ImageNetStem(nn.Module):
-    """conv 7x7 stride 2, norm, relu, max-pool 3x3 stride 2 (He et al. 2015, table 1)."""
+class Stem(nn.Module):
+    """The convolutions of a stem, each but the last with norm and activation, then a pool.
 
-    def __init__(self, in_channels: int, width: int, bias: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, width, 7, 2, 3, bias=bias)
-        self.norm = nn.BatchNorm2d(width)
-        self.act = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(3, 2, 1)
+    The last norm and activation are left out where a pre-activation block follows, which begins with its own.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, width, H/4, W/4)."""
-        return self.pool(self.act(self.norm(self.conv(x))))
-
-
-STEMS = {"cifar": CifarStem, "imagenet": ImageNetStem}
-
-
-def resolve_stem(spec: NetworkSpec, image_size: int) -> tuple[NetworkSpec, str]:
-    """Settle `stem="auto"` by the image size.
-
-    Args:
-        spec: the network.
-        image_size: pixels a side.
-
-    Returns:
-        The spec with a stem of its own, and a sentence that says which and why ("" where nothing was open).
+    Attributes:
+        conv, norm: the last convolution and its norm; conv1, norm1, ... those before it.
     """
-    if spec.stem != "auto":
-        return spec, ""
-    if image_size <= SMALL_IMAGE:
-        kind, why = "cifar", f"{image_size}-pixel images keep their resolution (3x3, no pooling)"
-    else:
-        kind, why = "imagenet", f"{image_size}-pixel images are reduced 4 times first (7x7, max-pool)"
-    return dataclasses.replace(spec, stem=kind), f"stem {kind}: {why}"
+
+    conv: nn.Module
+    norm: nn.Module | None
+
+    def __init__(self, spec: NetworkSpec):
+        super().__init__()
+        kernel, stride, widths = SHAPES[spec.stem](spec.stem_width)
+        channels = spec.in_channels * (16 if spec.stem == "space_to_depth" else 1)
+        self.unshuffle = nn.PixelUnshuffle(4) if spec.stem == "space_to_depth" else None
+        self.num_first = len(widths) - 1
+        for i, width in enumerate(widths):
+            conv = make_conv(spec, channels, width, kernel, stride=stride if i == 0 else 1)
+            last = i == self.num_first
+            norm = None if last and spec.preact else make_norm(spec, width)
+            if last and spec.stem_bias and conv.bias is None:
+                conv.bias = nn.Parameter(conv.weight.new_zeros(width))
+            self.add_module("conv" if last else f"conv{i + 1}", conv)
+            self.add_module("norm" if last else f"norm{i + 1}", norm)
+            channels = width
+        self.act = make_act(spec)
+        self.pool = _make_pool(spec) if spec.stem in ("imagenet", "deep", "tiered") else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, width, H', W')."""
+        if self.unshuffle is not None:
+            x = self.unshuffle(x)
+        for i in range(self.num_first):
+            x = self.act(getattr(self, f"norm{i + 1}")(getattr(self, f"conv{i + 1}")(x)))
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.act(self.norm(x))
+        return x if self.pool is None else self.pool(x)
+
+
+class ConvPool(nn.Module):
+    """A 3x3 convolution of stride 2 in place of the max-pool (Bello et al. 2021, arXiv:2103.07579)."""
+
+    def __init__(self, spec: NetworkSpec):
+        super().__init__()
+        width = spec.stem_width
+        self.conv = make_conv(spec, width, width, 3, stride=1 if spec.blur != "none" else 2)
+        self.blur = make_blur(spec) if spec.blur != "none" else None
+        self.norm = None if spec.preact else make_norm(spec, width)
+        self.act = make_act(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        x = self.conv(x)
+        if self.blur is not None:
+            x = self.blur(x)
+        return x if self.norm is None else self.act(self.norm(x))
+
+
+def _make_pool(spec: NetworkSpec) -> nn.Module | None:
+    """What halves the image once more."""
+    if spec.stem_pool == "none":
+        return None
+    if spec.stem_pool == "conv":
+        return ConvPool(spec)
+    if spec.blur == "avg":
+        return make_blur(spec)
+    pad: list[nn.Module] = [nn.ConstantPad2d(1, 0.0)] if spec.stem_pool == "max_zero" else []
+    padding = 0 if pad else 1
+    if spec.blur == "blur":
+        return nn.Sequential(*pad, nn.MaxPool2d(3, 1, padding), make_blur(spec))
+    return nn.Sequential(*pad, nn.MaxPool2d(3, 2, padding)) if pad else nn.MaxPool2d(3, 2, padding)
+
+
+# Kernel, stride of the first convolution, and widths: He et al. 2015, section 4.2 and table 1; He et al. 2018
+# (arXiv:1812.01187), fig. 2b; timm's "tiered"; Ridnik et al. 2020 (arXiv:2003.13630), section 2.1.
+SHAPES = {
+    "cifar": lambda width: (3, 1, (width,)),
+    "imagenet": lambda width: (7, 2, (width,)),
+    "deep": lambda width: (3, 2, (max(width // 2, 1), max(width // 2, 1), width)),
+    "tiered": lambda width: (3, 2, (max(3 * width // 8, 1), max(width // 2, 1), width)),
+    "space_to_depth": lambda width: (3, 1, (width,)),
+}
+STEMS = (*SHAPES, "identity")
+
+
+def make_stem(spec: NetworkSpec) -> nn.Module:
+    """The stem of a spec: (B, in_channels, H, W) -> (B, spec.stem_out, H', W')."""
+    return nn.Identity() if spec.stem == "identity" else Stem(spec)

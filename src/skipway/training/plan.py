@@ -10,9 +10,10 @@ from skipway.data.preprocess import choose_size
 from skipway.data.source import Source
 from skipway.data.split import Splits, make_splits
 from skipway.errors import InputError
-from skipway.nn.stem import resolve_stem
+from skipway.network_spec import NetworkSpec
+from skipway.nn.zoo import resolve_stem
 from skipway.run import load_model
-from skipway.spec import NetworkSpec, RunSpec, TrainSpec
+from skipway.spec import RunSpec, TrainSpec
 from skipway.training.machine import choose_device, computes_bf16
 
 BASE_LR = {"sgd": 0.1, "adamw": 0.001, "adam": 0.001}  # for batches of 128
@@ -56,13 +57,11 @@ def make_plan(asked: RunSpec) -> Plan:
     network = dataclasses.replace(asked.network, num_classes=len(source.classes), in_channels=source.channels)
     network, note = _settle_stem(network, asked.train.weights, size)
     notes += [note] if note else []
-    if size < network.downsampling:
-        raise InputError(
-            f"network {network.name} with the {network.stem} stem reduces images {network.downsampling} times: "
-            f"--image-size must be at least {network.downsampling}, got {size}"
-        )
+    network.check_image_size(size)
+    if network.head != "linear":
+        raise InputError(f"network.head {network.head} gives no logits to train; --head linear")
     device = choose_device(asked.train.device)
-    if asked.train.batch_size == 1 and size < 2 * network.downsampling:
+    if asked.train.batch_size == 1 and network.norm == "batch" and size < 2 * network.downsampling:
         raise InputError(
             f"batches of one need more than one pixel in the last feature map, for batch norm: --image-size "
             f"{2 * network.downsampling} or more, or --batch-size 2"

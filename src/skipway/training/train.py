@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from skipway.network_spec import NetworkSpec
 from skipway.recipes import Settings, apply, compose
 from skipway.run import Run
-from skipway.spec import NetworkSpec, RunSpec
+from skipway.spec import RunSpec
 from skipway.training.loop import Trainer
 from skipway.training.place import claimed, find_place
 from skipway.training.plan import make_plan

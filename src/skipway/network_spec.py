@@ -1,0 +1,213 @@
+"""What a residual network is made from: stem, stages, block, shortcut, norm and the rest, checked where it is made."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal
+
+from skipway.errors import InputError, unknown
+from skipway.fields import check, option, sequence
+
+EXPANSION = {"basic": 1, "preact": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_bottleneck": 4}
+STEM_DOWNSAMPLING = {"imagenet": 4, "deep": 4, "tiered": 4, "space_to_depth": 4}  # with its pool; 1 for the rest
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A row of blocks at one resolution; written `depth x width / stride @ dilation`: `3x16`, `3x32/2`, `3x64@2`."""
+
+    depth: int = option(MISSING, "number of blocks", low=1, high=4096)
+    width: int = option(MISSING, "channels of a block; a bottleneck gives out 4 times as many", low=1, high=65536)
+    stride: int = option(1, "stride of the first block", low=1, high=2)
+    dilation: int = option(1, "dilation of the 3x3 convolutions, after the first block", low=1, high=64)
+
+    def __post_init__(self) -> None:
+        check(self, "network.stages")
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A residual network: stem, stages of blocks `y = act(F(x) + S(x))`, head."""
+
+    stages: tuple[StageSpec, ...] = option(MISSING, "blocks x width / stride @ dilation, one a stage: 3x16 3x32/2")
+    name: str = option("custom", "the zoo's name that the network started from")
+    block: Literal["basic", "bottleneck", "bottleneck_v1", "preact", "preact_bottleneck"] = option(
+        "basic",
+        "basic: two 3x3; bottleneck: 1x1, 3x3, 1x1 with the stride on the 3x3; bottleneck_v1: with it on the first "
+        "1x1, as in the paper; preact, preact_bottleneck: norm and activation before each convolution",
+    )
+    shortcut: Literal["projection", "zero_pad", "project_all", "avg_pool", "none"] = option(
+        "projection",
+        "S(x) where the shape changes: 1x1 convolution (B), zero padding (A), 1x1 everywhere (C), average pool and "
+        "1x1 (D), or no skips at all (the plain twin)",
+    )
+    stem: Literal["auto", "cifar", "imagenet", "deep", "tiered", "space_to_depth", "identity"] = option(
+        "auto",
+        "first layers: one 3x3; 7x7 and pool; three 3x3 and pool; the same, growing in width; 4x4 pixels to channels "
+        "and 3x3; nothing. auto: by the image size (up to 64 pixels: cifar)",
+    )
+    stem_width: int = option(16, "channels of the stem (the identity stem has the image's)", low=1, high=65536)
+    stem_bias: bool = option(False, "the stem's convolution has a bias (the tutorial's network)")
+    stem_pool: Literal["max", "max_zero", "conv", "none"] = option(
+        "max", "pool of the imagenet, deep and tiered stem; max_zero: padded with zeros, as in BiT; conv: strided 3x3"
+    )
+    norm: Literal["batch", "group", "none"] = option("batch", "normalisation; none wants init or branch_scale")
+    norm_groups: int = option(32, "group norm: number of groups", low=1)
+    weight_standardisation: bool = option(False, "filters with mean 0 and deviation 1 (BiT)")
+    init: Literal["he", "fixup"] = option("he", "initial weights; fixup trains without normalisation")
+    zero_init_last: bool = option(False, "each block starts as its shortcut: its last layer's weight is zero")
+    branch_scale: Literal["none", "skipinit", "layer_scale"] = option(
+        "none", "F(x) times one learnt number (from 0), or times one a channel (from 0.0001)"
+    )
+    act: Literal["relu", "gelu", "silu"] = option("relu", "activation")
+    last_act: bool = option(True, "activation after the addition (pre-activation blocks have none there)")
+    groups: int = option(1, "bottlenecks: groups of the 3x3 convolution (ResNeXt's cardinality)", low=1)
+    group_width: int = option(64, "bottlenecks: channels of one group in a stage of width 64", low=1)
+    attention: Literal["none", "se", "eca"] = option("none", "channel attention at the end of each branch")
+    attention_reduction: int = option(16, "se: how many times narrower its middle is", low=1)
+    blur: Literal["none", "blur", "avg"] = option("none", "anti-aliased strides: binomial filter or average")
+    block_dropout: float = option(0.0, "dropout before a block's last convolution", low=0, high=0.99)
+    drop_path: float = option(0.0, "stochastic depth: rate of the last block, rising linearly", low=0, high=0.99)
+    head: Literal["linear", "features"] = option("linear", "logits, or the pooled features alone")
+    head_dropout: float = option(0.0, "dropout before the linear layer", low=0, high=0.99)
+    checkpoint: bool = option(False, "keep only the blocks' ends for the backward pass: less memory, more time")
+    in_channels: int = option(3, "channels of an image; training takes the data's", low=1, high=65536)
+    num_classes: int = option(10, "number of logits; training takes the data's", low=1, high=10**7)
+
+    def __post_init__(self) -> None:
+        stages = sequence("network.stages", self.stages)
+        object.__setattr__(self, "stages", tuple(_stage(s, i) for i, s in enumerate(stages)))
+        check(self, "network")
+        if not self.stages:
+            raise InputError("network.stages must hold at least one stage, such as 3x16")
+        _check_widths(self)
+        _check_combination(self)
+
+    @property
+    def stem_out(self) -> int:
+        """Channels that the stem gives out."""
+        return self.in_channels if self.stem == "identity" else self.stem_width
+
+    @property
+    def preact(self) -> bool:
+        """Whether norm and activation come before each convolution."""
+        return self.block.startswith("preact")
+
+    @property
+    def out_width(self) -> int:
+        """Channels of the last stage's output."""
+        return self.stages[-1].width * EXPANSION[self.block]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(stage.depth for stage in self.stages)
+
+    @property
+    def downsampling(self) -> int:
+        """How many times smaller the last feature map is than the image: also the smallest image it can take."""
+        total = STEM_DOWNSAMPLING.get(self.stem, 1)
+        if self.stem_pool == "none" and self.stem != "space_to_depth" and total > 1:
+            total //= 2
+        for stage in self.stages:
+            total *= stage.stride
+        return total
+
+    def inner_width(self, width: int) -> int:
+        """Channels of the 3x3 convolution in a block of a stage of that width."""
+        return width * self.group_width // 64 * self.groups
+
+    def check_image_size(self, size: int) -> None:
+        """Refuse images that a stride would leave without pixels.
+
+        Raises:
+            InputError: naming the smallest size, or the multiple that the stem wants.
+        """
+        if size < self.downsampling:
+            raise InputError(
+                f"network {self.name} with the {self.stem} stem reduces images {self.downsampling} times: "
+                f"--image-size must be at least {self.downsampling}, got {size}"
+            )
+        if self.stem == "space_to_depth" and size % 4:
+            raise InputError(f"the space_to_depth stem takes pixels by 4x4: --image-size must divide by 4, got {size}")
+
+
+def _check_widths(spec: NetworkSpec) -> None:
+    """Widths that groups, norms and the shortcut can work with."""
+    width = spec.stem_out
+    widths = [width] if spec.preact or spec.stem != "identity" else []  # those that a norm sees
+    for index, stage in enumerate(spec.stages):
+        where = f"network.stages[{index}]"
+        if EXPANSION[spec.block] > 1:
+            if stage.width * spec.group_width % 64:
+                raise InputError(
+                    f"network.group_width {spec.group_width} does not go with {where}.width {stage.width}: "
+                    "width x group_width must divide by 64"
+                )
+            widths.append(spec.inner_width(stage.width))
+        out = stage.width * EXPANSION[spec.block]
+        if spec.shortcut == "zero_pad" and out < width:
+            raise InputError(
+                f"{where} gives {out} channels after {width}: zero_pad can only add channels; "
+                "choose shortcut projection"
+            )
+        widths.append(out)
+        width = out
+    if spec.norm != "group":
+        return
+    if spec.stem == "deep":
+        widths.append(max(spec.stem_width // 2, 1))
+    if spec.stem == "tiered":
+        widths += [max(3 * spec.stem_width // 8, 1), max(spec.stem_width // 2, 1)]
+    wrong = next((w for w in widths if w % spec.norm_groups), None)
+    if wrong:
+        raise InputError(
+            f"network.norm_groups {spec.norm_groups} does not divide {wrong} channels; it must divide "
+            f"{', '.join(map(str, sorted(set(widths))))}"
+        )
+
+
+def _check_combination(spec: NetworkSpec) -> None:
+    """Choices that exclude each other."""
+    basic = EXPANSION[spec.block] == 1
+    clashes = [
+        (basic and spec.groups != 1, "groups", spec.groups, "1 with basic blocks"),
+        (basic and spec.group_width != 64, "group_width", spec.group_width, "64 with basic blocks"),
+        (spec.init == "fixup" and spec.norm != "none", "init", spec.init, f"he with norm {spec.norm}"),
+        (spec.init == "fixup" and spec.branch_scale != "none", "branch_scale", spec.branch_scale, "none with fixup"),
+        (spec.init == "fixup" and spec.weight_standardisation, "weight_standardisation", True, "off with fixup"),
+    ]
+    if spec.shortcut == "none":
+        why = "without skips: the signal would end there"
+        clashes += [
+            (spec.init == "fixup", "init", spec.init, f"he {why}"),
+            (spec.branch_scale != "none", "branch_scale", spec.branch_scale, f"none {why}"),
+            (spec.zero_init_last, "zero_init_last", True, f"off {why}"),
+            (spec.drop_path > 0, "drop_path", spec.drop_path, f"0 {why}"),
+        ]
+    for wrong, name, value, allowed in clashes:
+        if wrong:
+            raise InputError(f"network.{name} must be {allowed}, got {value}")
+
+
+_STAGE = re.compile(r"(\d+)x(\d+)(?:/(\d+))?(?:@(\d+))?")
+
+
+def _stage(value: Any, index: int) -> StageSpec:
+    """A StageSpec from itself, from a table, or from `3x32/2`."""
+    where = f"network.stages[{index}]"
+    if isinstance(value, StageSpec):
+        return value
+    if isinstance(value, Mapping):
+        names = StageSpec.__dataclass_fields__
+        for key in value:
+            if key not in names:
+                raise unknown(f"field of {where}", key, names)
+        for key in ("depth", "width"):
+            if key not in value:
+                raise InputError(f"{where}.{key} is missing")
+        return StageSpec(**value)
+    match = _STAGE.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise InputError(f"{where} must look like 3x32/2 (blocks x width / stride @ dilation), got {value!r}")
+    return StageSpec(int(match[1]), int(match[2]), int(match[3] or 1), int(match[4] or 1))

@@ -1,0 +1,181 @@
+"""What blocks are made of: norms, activations, convolutions, channel attention, blur, stochastic depth, scales.
+
+Each `make_` function reads the spec, so a block says what comes where and not of which kind.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skipway.network_spec import NetworkSpec
+
+LAYER_SCALE = 1e-4  # where LayerScale starts (Touvron et al. 2021, arXiv:2103.17239: 1e-1 to 1e-6, less with depth)
+
+
+class StandardConv(nn.Conv2d):
+    """A convolution whose filters have mean 0 and deviation 1 (Qiao et al. 2019, arXiv:1903.10520, eq. 4)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        weight = (self.weight - mean) * torch.rsqrt(variance + 1e-8)
+        return self._conv_forward(input, weight, self.bias)
+
+
+class FixupConv(nn.Conv2d):
+    """A convolution of (x + b), b one learnt number (Zhang et al. 2019, arXiv:1901.09321, section 3)."""
+
+    input_bias: nn.Parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        return self._conv_forward(input + self.input_bias, self.weight, self.bias)
+
+
+class FixupNorm(nn.Module):
+    """What stands where a norm would: times one learnt number, plus another."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return x * self.scale + self.bias
+
+
+class FixupBias(nn.Module):
+    """One learnt number before an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return x + self.bias
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by what the whole image says of them (Hu et al. 2017, arXiv:1709.01507, fig. 3).
+
+    The middle has channels / reduction, rounded to a multiple of 8 and at least 8, as in timm.
+    """
+
+    def __init__(self, width: int, reduction: int):
+        super().__init__()
+        middle = max(8, (width * 2 + 8 * reduction) // (16 * reduction) * 8)
+        self.conv1 = nn.Conv2d(width, middle, 1)
+        self.conv2 = nn.Conv2d(middle, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        weights = self.conv2(F.relu(self.conv1(x.mean((2, 3), keepdim=True))))
+        return x * weights.sigmoid()
+
+
+class EfficientAttention(nn.Module):
+    """Channels weighted by a convolution over their neighbours (Wang et al. 2019, arXiv:1910.03151, eq. 9 and 12)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        near = int(abs(math.log2(width) + 1) / 2)
+        size = max(near if near % 2 else near + 1, 3)
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        weights = self.conv(x.mean((2, 3))[:, None])[:, 0]  # (B, C)
+        return x * weights.sigmoid()[:, :, None, None]
+
+
+class BlurPool(nn.Module):
+    """Every second pixel of the image under a 3x3 binomial filter (Zhang 2019, arXiv:1904.11486). No parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2), rounded up."""
+        line = x.new_tensor([0.25, 0.5, 0.25])
+        filters = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filters, stride=2, groups=x.shape[1])
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382), by sample; what stays is divided by its rate."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        if not self.training:
+            return x
+        keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+
+class Scale(nn.Module):
+    """Times one learnt number (SkipInit) or one a channel (LayerScale)."""
+
+    def __init__(self, width: int, start: float):
+        super().__init__()
+        self.start = start
+        self.weight = nn.Parameter(torch.full((width, 1, 1), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        return x * self.weight
+
+
+def make_conv(
+    spec: NetworkSpec, in_width: int, width: int, size: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """A convolution that keeps the image's size but for its stride; with a bias where no norm follows it."""
+    kind = StandardConv if spec.weight_standardisation else FixupConv if spec.init == "fixup" else nn.Conv2d
+    bias = spec.norm == "none" and spec.init != "fixup"
+    conv = kind(in_width, width, size, stride, dilation * (size // 2), dilation, groups, bias=bias)
+    if isinstance(conv, FixupConv):
+        conv.input_bias = nn.Parameter(torch.zeros(1))
+    return conv
+
+
+def make_norm(spec: NetworkSpec, width: int, *, scaled: bool = False) -> nn.Module:
+    """The norm of a spec; `scaled` is the last of a branch, where Fixup has a factor too."""
+    if spec.norm == "batch":
+        return nn.BatchNorm2d(width)
+    if spec.norm == "group":
+        return nn.GroupNorm(spec.norm_groups, width)
+    if spec.init == "fixup":
+        return FixupNorm() if scaled else FixupBias()
+    return nn.Identity()
+
+
+def make_act(spec: NetworkSpec, *, inplace: bool = True) -> nn.Module:
+    """The activation of a spec. `inplace` must be False where its input is needed again."""
+    if spec.act == "relu":
+        return nn.ReLU(inplace=inplace)
+    return nn.GELU() if spec.act == "gelu" else nn.SiLU()
+
+
+def make_attention(spec: NetworkSpec, width: int) -> nn.Module | None:
+    """The attention of a spec, or None."""
+    if spec.attention == "se":
+        return SqueezeExcite(width, spec.attention_reduction)
+    return EfficientAttention(width) if spec.attention == "eca" else None
+
+
+def make_scale(spec: NetworkSpec, width: int) -> nn.Module | None:
+    """The scale of a branch, or None."""
+    if spec.branch_scale == "skipinit":
+        return Scale(1, 0.0)  # De and Smith 2020, arXiv:2002.10444
+    return Scale(width, LAYER_SCALE) if spec.branch_scale == "layer_scale" else None
+
+
+def make_blur(spec: NetworkSpec) -> nn.Module:
+    """What halves the image in place of a stride."""
+    if spec.blur == "blur":
+        return BlurPool()
+    return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
