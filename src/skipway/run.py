@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from skipway.data.preprocess import Preprocess
 from skipway.errors import InputError
 from skipway.nn.network import ResNet, build
+from skipway.nn.weights import load_state, read_safetensors
 from skipway.spec import RunSpec, differences, from_toml, to_toml
 
 FORMAT = "skipway-1"
@@ -214,37 +213,6 @@ def load_model(path: str | Path) -> Model:
     load_state(network, state, str(path))
     classes = tuple(_from_json(metadata["classes"], path))
     return Model(network.eval(), spec, classes, Preprocess.from_json(metadata["preprocess"]))
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"no such weights file or run folder: {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def load_state(network: torch.nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Put a state dict into a network, or say which tensors do not fit.
-
-    Raises:
-        InputError: tensors are missing, left over, or of other shapes.
-    """
-    own = network.state_dict()
-    wrong = [
-        f"{key} is {list(state[key].shape)}, the network's is {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
-    wrong += [f"{key} is missing" for key in missing] + [f"{key} has no place" for key in extra]
-    if wrong:
-        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise InputError(f"the weights in {name} do not fit the network: {shown}")
-    network.load_state_dict(dict(state))
 
 
 def next_folder(base: Path, data: str, network: str) -> Path:

@@ -32,7 +32,7 @@ class Head(nn.Module):
         """(B, C, H, W) -> (B, C) -> (B, num_classes), or (B, C) where the head is "features"."""
         if self.norm is not None and self.act is not None:
             x = self.act(self.norm(x))
-        x = x.mean((2, 3))
+        x = x.mean((2, 3), keepdim=True).flatten(1)
         if self.linear is None:
             return x
         if self.dropout is not None:

@@ -9,7 +9,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.run import Run, load_state, read_safetensors
+from skipway.nn.weights import load_state, read_safetensors
+from skipway.run import Run
 from skipway.training.optim import Average
 
 NAME = "last.safetensors"

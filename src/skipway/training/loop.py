@@ -26,7 +26,8 @@ from skipway.errors import InputError, ReadError
 from skipway.evaluation.metrics import score
 from skipway.evaluation.pictures import curves, mistakes
 from skipway.nn.network import build
-from skipway.run import Run, load_model, load_state
+from skipway.nn.weights import load_state
+from skipway.run import Run, load_model
 from skipway.training.checkpoint import Position, load_last, save_last
 from skipway.training.facts import bad_files_note, data_facts
 from skipway.training.loss import cross_entropy, num_right
