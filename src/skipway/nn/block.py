@@ -42,6 +42,28 @@ class BlockShape:
     drop_path: float = 0.0
 
 
+def block_shapes(spec: NetworkSpec) -> list[list[BlockShape]]:
+    """What each block of each stage is told of its place.
+
+    The first block of a dilated stage still sees the dilation before it, as in torchvision. Stochastic depth's
+    rate rises linearly with the block's number, up to `drop_path` (Huang et al. 2016, eq. 4).
+    """
+    shapes: list[list[BlockShape]] = []
+    width, dilation, number = spec.stem_out, 1, 0
+    for stage in spec.stages:
+        row = []
+        for index in range(stage.depth):
+            number += 1
+            first = index == 0
+            rate = spec.drop_path * number / spec.depth
+            before = dilation if first else stage.dilation
+            row.append(BlockShape(width, stage.width, stage.stride if first else 1, before, stage.dilation, rate))
+            width = stage.width * EXPANSION[spec.block]
+        dilation = stage.dilation
+        shapes.append(row)
+    return shapes
+
+
 class Block(nn.Module):
     """One residual block of a spec: a branch F of convolutions conv1, norm1, ... and a shortcut S.
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec, StageSpec
-from skipway.nn.block import Block, BlockShape
+from skipway.nn.block import Block, BlockShape, block_shapes
 from skipway.nn.layers import BlurPool
-from skipway.nn.network import Head, block_shapes
+from skipway.nn.network import Head
 from skipway.nn.shortcut import Projection, ZeroPad
 from skipway.nn.stem import make_stem
 from skipway.nn.zoo import ZOO, find, resolve_stem

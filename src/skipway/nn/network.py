@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skipway.errors import InputError
-from skipway.network_spec import EXPANSION, NetworkSpec
-from skipway.nn.block import Block, BlockShape
+from skipway.network_spec import NetworkSpec
+from skipway.nn.block import Block, block_shapes
 from skipway.nn.initialise import initialise
 from skipway.nn.layers import FixupBias, make_act, make_norm
 from skipway.nn.stem import STEMS, make_stem
@@ -84,28 +84,6 @@ class ResNet(nn.Module):
             x = named[name] = block(x)
         named["logits"] = self.head(x)
         return named
-
-
-def block_shapes(spec: NetworkSpec) -> list[list[BlockShape]]:
-    """What each block of each stage is told of its place.
-
-    The first block of a dilated stage still sees the dilation before it, as in torchvision. Stochastic depth's
-    rate rises linearly with the block's number, up to `drop_path` (Huang et al. 2016, eq. 4).
-    """
-    shapes: list[list[BlockShape]] = []
-    width, dilation, number = spec.stem_out, 1, 0
-    for stage in spec.stages:
-        row = []
-        for index in range(stage.depth):
-            number += 1
-            first = index == 0
-            rate = spec.drop_path * number / spec.depth
-            before = dilation if first else stage.dilation
-            row.append(BlockShape(width, stage.width, stage.stride if first else 1, before, stage.dilation, rate))
-            width = stage.width * EXPANSION[spec.block]
-        dilation = stage.dilation
-        shapes.append(row)
-    return shapes
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:

@@ -3,8 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from skipway.errors import InputError
-from skipway.network_spec import NetworkSpec
+from skipway.network_spec import EXPANSION, NetworkSpec
+from skipway.nn.block import block_shapes
+from skipway.nn.shortcut import make_shortcut
 
 
 @dataclass(frozen=True)
@@ -14,14 +18,34 @@ class Twin:
     Args:
         spec: the network without skips. Built with the same seed, every tensor it shares with the residual network
             has the same bits.
-        dropped: what the twin cannot have, in words: its projections, and what presupposes a skip.
+        residual: the network that it is the twin of.
     """
 
     spec: NetworkSpec
-    dropped: tuple[str, ...]
+    residual: NetworkSpec
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """What the twin cannot have, in words: settings that presuppose a skip, and each projection with its size."""
+        residual = self.residual
+        words = [f"{name} = {getattr(residual, name)}" for name in _presupposing(residual)]
+        with torch.device("meta"):
+            for i, stage in enumerate(block_shapes(residual), 1):
+                for j, shape in enumerate(stage, 1):
+                    out = shape.width * EXPANSION[residual.block]
+                    shortcut = make_shortcut(residual, shape.in_width, out, shape.stride)
+                    count = sum(p.numel() for p in shortcut.parameters()) if shortcut is not None else 0
+                    if count:
+                        words.append(f"stage{i}.block{j}: projection {shape.in_width} -> {out}, {count:,} parameters")
+        return tuple(words)
 
 
 _NEEDS_A_SKIP: dict[str, Any] = {"init": "he", "branch_scale": "none", "zero_init_last": False, "drop_path": 0.0}
+
+
+def _presupposing(network: NetworkSpec) -> list[str]:
+    """The fields whose values make no sense without skips."""
+    return [name for name, off in _NEEDS_A_SKIP.items() if getattr(network, name) != off]
 
 
 def twin(network: NetworkSpec) -> Twin:
@@ -42,9 +66,10 @@ def twin(network: NetworkSpec) -> Twin:
         >>> from skipway.nn.zoo import find
         >>> twin(find("resnet20")).spec.shortcut
         'none'
+        >>> twin(find("resnet20_b")).dropped[0]
+        'stage2.block1: projection 16 -> 32, 576 parameters'
     """
     if network.shortcut == "none":
         raise InputError(f"network {network.name} has no skips already: it is a plain twin itself")
-    changes = {name: off for name, off in _NEEDS_A_SKIP.items() if getattr(network, name) != off}
-    dropped = [f"{name} = {getattr(network, name)}" for name in changes]
-    return Twin(replace(network, name=f"{network.name}-plain", shortcut="none", **changes), tuple(dropped))
+    changes = {name: _NEEDS_A_SKIP[name] for name in _presupposing(network)}
+    return Twin(replace(network, name=f"{network.name}-plain", shortcut="none", **changes), network)
