@@ -11,7 +11,9 @@ from PIL import Image
 
 import skipway as package
 from skipway.cli import main
+from skipway.network_spec import NetworkSpec
 from skipway.run import Run
+from skipway.spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 TINY: dict[str, dict[str, Any]] = {
@@ -93,6 +95,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("trained")
     settings = TINY | {"train": TINY["train"] | {"epochs": 8}}
     return package.train(make_photos(root / "photos"), settings=settings, out=root / "run")
+
+
+def ours(spec: RunSpec) -> NetworkSpec:
+    """The network of a run that is skipway's own."""
+    assert isinstance(spec.network, NetworkSpec)
+    return spec.network
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,18 @@
 import dataclasses
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_FLAGS
+from conftest import ROOT, TINY_FLAGS, ours
+from rich.console import Console
 
+from skipway import tables
 from skipway.flags import BY_NAME
+from skipway.nn.describe import describe
+from skipway.nn.drawing import draw
 from skipway.nn.zoo import ZOO
 from skipway.recipes import RECIPES
 from skipway.run import Run
@@ -71,7 +76,7 @@ def test_config_file_is_laid_under_the_flags(skipway, photos, tmp_path):
     )
     assert skipway("train", photos, "--config", config, "--epochs", "1", "--out", "run").code == 0
     spec = Run.open("run").spec
-    assert (spec.train.epochs, spec.train.batch_size, spec.network.stem_width) == (1, 8, 4)
+    assert (spec.train.epochs, spec.train.batch_size, ours(spec).stem_width) == (1, 8, 4)
 
 
 def test_stopped_training_exits_with_75(skipway, photos, monkeypatch):
@@ -117,6 +122,45 @@ def test_describe_draws_the_skips(skipway, trained):
     assert table["input"] == [3, 224, 224]
     assert "input 3x16x16" in skipway("describe", trained.folder).out
     assert "3x64x64" in skipway("describe", "resnet18", "--image-size", "64").out
+
+
+def test_describe_says_memory_receptive_field_and_warning(skipway):
+    out = skipway("describe", "resnet50", "--batch-size", "32").out
+    assert "a training step of 32 images keeps 2.75 GB of activations (fp32)" in out
+    assert "one pixel of the last feature map sees 427x427 pixels, more than the whole image (224x224)" in out
+    assert "warning" not in out
+    out = skipway("describe", "tutorial").out
+    assert "a training step of 1 image keeps 966.53 kB of activations (fp32)" in out
+    assert "sees 25x25 pixels\n" in out
+    out = skipway("describe", "resnet18", "--image-size", "64").out
+    assert "warning: the imagenet stem reduces 64-pixel images 4 times" in out
+
+
+def test_describe_leaves_out_what_is_not_known():
+    known = describe("tutorial")
+    layers = tuple(dataclasses.replace(row, receptive_field=0) for row in known.layers)
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables.description(dataclasses.replace(known, layers=layers, activation_bytes=0, skips={})))
+    assert isinstance(console.file, io.StringIO)
+    out = console.file.getvalue()
+    assert "43,242 parameters" in out
+    assert "sees" not in out
+    assert "keeps" not in out
+
+
+def test_describe_draws_a_new_svg_file_and_no_other(skipway, tmp_path):
+    path = tmp_path / "résnet.svg"
+    result = skipway("describe", "resnet20", "--svg", path, "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["parameters"] == 269_722
+    assert path.read_text(encoding="utf-8") == draw(describe("resnet20"))
+    path.write_text("mine")
+    result = skipway("describe", "resnet20", "--svg", path)
+    assert (result.code, result.out, path.read_text()) == (2, "", "mine")
+    assert f"skipway: {path} exists; name a new file" in result.err
+    result = skipway("describe", "resnet20", "--svg", "nowhere/picture.svg")
+    assert (result.code, result.out) == (2, "")
+    assert "skipway: nowhere/picture.svg: No such file or directory" in result.err
 
 
 def test_networks_and_recipes_are_listed(skipway):

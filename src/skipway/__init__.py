@@ -16,10 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skipway.errors import InputError, ReadError
     from skipway.evaluation.evaluate import Evaluation, evaluate
+    from skipway.foreign_spec import ForeignSpec
     from skipway.network_spec import NetworkSpec, StageSpec
-    from skipway.nn.describe import Description, describe
+    from skipway.nn.describe import describe
+    from skipway.nn.description import Description
+    from skipway.nn.foreign import build_foreign
     from skipway.nn.network import ResNet, build
     from skipway.nn.twin import Twin, twin
+    from skipway.nn.weights import Loaded, load_weights, save_weights
+    from skipway.nn.zoo import dilated
     from skipway.run import Run
     from skipway.shipping.predictor import Prediction, Predictor, load
     from skipway.spec import AugmentSpec, DataSpec, RunSpec, TrainSpec
@@ -30,10 +35,15 @@ __version__ = "0.1.0"
 _WHERE = {
     "errors": ("InputError", "ReadError"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "foreign_spec": ("ForeignSpec",),
     "network_spec": ("NetworkSpec", "StageSpec"),
-    "nn.describe": ("Description", "describe"),
+    "nn.describe": ("describe",),
+    "nn.description": ("Description",),
+    "nn.foreign": ("build_foreign",),
     "nn.network": ("ResNet", "build"),
     "nn.twin": ("Twin", "twin"),
+    "nn.weights": ("Loaded", "load_weights", "save_weights"),
+    "nn.zoo": ("dilated",),
     "run": ("Run",),
     "shipping.predictor": ("Prediction", "Predictor", "load"),
     "spec": ("AugmentSpec", "DataSpec", "RunSpec", "TrainSpec"),
@@ -46,7 +56,9 @@ __all__ = [
     "DataSpec",
     "Description",
     "Evaluation",
+    "ForeignSpec",
     "InputError",
+    "Loaded",
     "NetworkSpec",
     "Prediction",
     "Predictor",
@@ -58,9 +70,13 @@ __all__ = [
     "TrainSpec",
     "Twin",
     "build",
+    "build_foreign",
     "describe",
+    "dilated",
     "evaluate",
     "load",
+    "load_weights",
+    "save_weights",
     "train",
     "twin",
 ]

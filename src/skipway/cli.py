@@ -8,9 +8,9 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 
 from skipway import __version__, tables
@@ -18,6 +18,7 @@ from skipway.errors import InputError, ReadError
 from skipway.flags import Flags, settings_of
 
 DONE, BAD_INPUT, STOPPED = 0, 2, 75
+TrustCode = Annotated[bool, Parameter(negative="", help="Run the code of a python: network that another's file names.")]
 
 console = Console(width=None if sys.stdout.isatty() else 120)
 app = App(
@@ -39,6 +40,7 @@ def train(
     recipe: str | None = None,
     config: Path | None = None,
     out: Path | None = None,
+    trust_code: TrustCode = False,
     flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Train a network on DATA, or go on with the unfinished run of the same settings.
@@ -53,13 +55,17 @@ def train(
 
     `skipway train cifar10 --network resnet56 --shortcut none --out runs/plain56`
 
+    `skipway train photos/ --network resnet50 --weights torchvision:IMAGENET1K_V2 --freeze stage3`
+
+    `skipway train photos/ --network timm:vit_tiny_patch16_224 --optimizer adamw`
+
     Parameters
     ----------
     data
         A built-in set (fashion-sample, fashion, cifar10, cifar100), a folder of images or of parquet files.
         Default: the recipe's.
     network
-        A name from `skipway networks`. Default: the recipe's.
+        A name from `skipway networks`, timm:NAME, torchvision:NAME or python:module:function. Default: the recipe's.
     recipe
         A name from `skipway recipes`. Default: default.
     config
@@ -69,14 +75,25 @@ def train(
     """
     from skipway.recipes import compose
     from skipway.training.train import train as run_training
+    from skipway.trust import trust
 
     spec = compose(data or "", recipe=recipe or "", config=config, settings=settings_of(flags, network))
-    run = run_training(spec, out=out, console=console)
+    if network:
+        trust(spec.network)
+    run = run_training(spec, out=out, console=console, trust_code=trust_code)
     return STOPPED if run.summary.get("status") == "stopped" else DONE
 
 
 @app.command
-def evaluate(run: Path, data: str | None = None, /, *, split: str | None = None, json: bool = False) -> int:
+def evaluate(
+    run: Path,
+    data: str | None = None,
+    /,
+    *,
+    split: str | None = None,
+    json: bool = False,
+    trust_code: TrustCode = False,
+) -> int:
     """Score the best network of RUN on its own test split, or on DATA.
 
     **Examples**
@@ -99,14 +116,14 @@ def evaluate(run: Path, data: str | None = None, /, *, split: str | None = None,
     from skipway.evaluation.evaluate import evaluate as score_run
 
     with console.status("scoring"):
-        result = score_run(run, data, split=split)
+        result = score_run(run, data, split=split, trust_code=trust_code)
     _print_json(dataclasses.asdict(result)) if json else console.print(tables.evaluation(result))
     _say_bad(result.bad_files)
     return DONE
 
 
 @app.command
-def predict(run: Path, *images: str, top: int = 5, json: bool = False) -> int:
+def predict(run: Path, *images: str, top: int = 5, json: bool = False, trust_code: TrustCode = False) -> int:
     """Name images with the best network of RUN.
 
     **Examples**
@@ -129,7 +146,7 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False) -> int:
     from skipway.shipping.predictor import load
     from skipway.shipping.select import find_images
 
-    predictor = load(run)
+    predictor = load(run, trust_code=trust_code)
     bad: dict[str, str] = {}
     done = 0
     for path in find_images(images):
@@ -140,10 +157,7 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False) -> int:
             continue
         done += 1
         if json:
-            ranked = [
-                {"name": n, "probability": p} for n, p in zip(prediction.names, prediction.probabilities, strict=True)
-            ]
-            print(_json({"image": str(path), "predictions": ranked}))
+            print(_json({"image": str(path), "predictions": prediction.ranked()}))
         else:
             console.print(tables.prediction(str(path), prediction), soft_wrap=True)
     _say_bad(bad)
@@ -153,32 +167,53 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False) -> int:
 
 
 @app.command
-def describe(network: str, /, *, image_size: int = 0, json: bool = False) -> int:
+def describe(
+    network: str,
+    /,
+    *,
+    image_size: int = 0,
+    batch_size: int = 1,
+    svg: Path | None = None,
+    json: bool = False,
+    trust_code: TrustCode = False,
+) -> int:
     """Show the layers, shapes, parameters, FLOPs and skips of NETWORK.
 
     **Examples**
 
     `skipway describe tutorial`
 
-    `skipway describe resnet50 --image-size 160`
+    `skipway describe resnet50 --image-size 160 --batch-size 32`
+
+    `skipway describe resnet20 --svg resnet20.svg`
 
     Parameters
     ----------
     network
-        A name from `skipway networks`, or a run folder.
+        A name from `skipway networks`, timm:NAME, torchvision:NAME, python:module:function, or a run folder.
     image_size
-        Pixels a side. Default: 32 for the cifar stem, 224 for the imagenet stem, a run's own.
+        Pixels a side. Default: 32 for the cifar stem, a run's own, else 224.
+    batch_size
+        Images that the memory of a training step is counted for.
+    svg
+        A new file to draw the network in.
     json
         Print one JSON object.
     """
     from skipway.nn.describe import describe as describe_network
     from skipway.run import Run
+    from skipway.trust import check_trust
 
     spec: Any = network
     if "/" in network or Path(network, "spec.toml").is_file():
         run_spec = Run.open(network).spec
+        check_trust(run_spec.network, trust_code=trust_code)
         spec, image_size = run_spec.network, image_size or run_spec.data.image_size
-    result = describe_network(spec, image_size=image_size)
+    result = describe_network(spec, image_size=image_size, batch_size=batch_size)
+    if svg is not None:
+        from skipway.nn.drawing import save
+
+        save(result, svg)
     _print_json(dataclasses.asdict(result)) if json else console.print(tables.description(result))
     return DONE
 

@@ -22,31 +22,48 @@ def check(spec: Any, where: str) -> None:
     hints = get_type_hints(type(spec))
     for f in dataclasses.fields(spec):
         value, kind, label = getattr(spec, f.name), hints[f.name], f"{where}.{f.name}"
-        if kind is float and type(value) is int:
-            value = float(value)
+        if kind is float:
+            value = _as_float(label, value)
             object.__setattr__(spec, f.name, value)
         if get_origin(kind) is Literal:
-            if value not in get_args(kind):
-                raise unknown(label, str(value), [str(a) for a in get_args(kind)])
+            if not isinstance(value, str) or value not in get_args(kind):
+                raise unknown(label, value[:200] if isinstance(value, str) else shown(value), get_args(kind))
         elif get_origin(kind) is tuple:
             item = get_args(kind)[0]
-            value = tuple(float(v) if item is float and type(v) is int else v for v in sequence(label, value))
+            value = tuple(_as_float(label, v) if item is float else v for v in sequence(label, value))
             object.__setattr__(spec, f.name, value)
             if any(type(v) is not item for v in value):
-                raise InputError(f"{label} must be a list of {item.__name__}, got {value!r}")
+                raise InputError(f"{label} must be a list of {item.__name__}, got {shown(value)}")
         elif type(value) is not kind:
-            raise InputError(f"{label} must be {_KINDS[kind]}, got {value!r}")
+            raise InputError(f"{label} must be {_KINDS[kind]}, got {shown(value)}")
         _check_bounds(label, value, f.metadata.get("low"), f.metadata.get("high"))
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
+def shown(value: Any) -> str:
+    """A value as a message can show it, in one line of bearable length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out whole numbers of up to 4300 digits
+        text = f"a {type(value).__name__} of too many digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def sequence(label: str, value: Any) -> tuple[Any, ...]:
     """A list or tuple as a tuple. Raises InputError for anything else."""
     if not isinstance(value, (list, tuple)):
-        raise InputError(f"{label} must be a list, got {value!r}")
+        raise InputError(f"{label} must be a list, got {shown(value)}")
     return tuple(value)
+
+
+def _as_float(label: str, value: Any) -> Any:
+    """A whole number as a float, anything else as it is."""
+    try:
+        return float(value) if type(value) is int else value
+    except OverflowError:
+        raise InputError(f"{label} must be a finite number, got {shown(value)}") from None
 
 
 def _check_bounds(label: str, value: Any, low: float | None, high: float | None) -> None:
@@ -54,4 +71,11 @@ def _check_bounds(label: str, value: Any, low: float | None, high: float | None)
         raise InputError(f"{label} must be a finite number, got {value}")
     if (low is not None and value < low) or (high is not None and value > high):
         allowed = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise InputError(f"{label} must be {allowed}, got {value}")
+        raise InputError(f"{label} must be {allowed}, got {shown(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{label} must fit into 64 bits, got {shown(value)}")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{label} must be text that UTF-8 can hold, got {shown(value)}") from None

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any, Literal
 
 from skipway.errors import InputError, unknown
-from skipway.fields import check, option, sequence
+from skipway.fields import check, option, sequence, shown
 
 EXPANSION = {"basic": 1, "preact": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_bottleneck": 4}
 STEM_DOWNSAMPLING = {"imagenet": 4, "deep": 4, "tiered": 4, "space_to_depth": 4}  # with its pool; 1 for the rest
@@ -80,8 +80,8 @@ class NetworkSpec:
         check(self, "network")
         if not self.stages:
             raise InputError("network.stages must hold at least one stage, such as 3x16")
-        _check_widths(self)
         _check_combination(self)
+        _check_widths(self)
 
     @property
     def stem_out(self) -> int:
@@ -105,7 +105,7 @@ class NetworkSpec:
 
     @property
     def downsampling(self) -> int:
-        """How many times smaller the last feature map is than the image: also the smallest image it can take."""
+        """How many times smaller the last feature map is than the image; check_image_size refuses what is smaller."""
         total = STEM_DOWNSAMPLING.get(self.stem, 1)
         if self.stem_pool == "none" and self.stem != "space_to_depth" and total > 1:
             total //= 2
@@ -113,12 +113,23 @@ class NetworkSpec:
             total *= stage.stride
         return total
 
+    @property
+    def norm_widths(self) -> tuple[int, ...]:
+        """The numbers of channels that norms see, from the smallest."""
+        first = {"deep": (4, 8), "tiered": (3, 4, 8)}.get(self.stem, (8,))
+        widths = {max(self.stem_width * eighths // 8, 1) for eighths in first} if self.stem != "identity" else set()
+        if self.preact:
+            widths.add(self.stem_out)
+        for stage in self.stages:
+            widths |= {self.inner_width(stage.width), stage.width * EXPANSION[self.block]}
+        return tuple(sorted(widths))
+
     def inner_width(self, width: int) -> int:
-        """Channels of the 3x3 convolution in a block of a stage of that width."""
+        """Channels between a block's convolutions, in a stage of that width."""
         return width * self.group_width // 64 * self.groups
 
     def check_image_size(self, size: int) -> None:
-        """Refuse images that a stride would leave without pixels.
+        """Refuse images that a stride would leave without pixels, or a norm without anything to compare.
 
         Raises:
             InputError: naming the smallest size, or the multiple that the stem wants.
@@ -130,40 +141,41 @@ class NetworkSpec:
             )
         if self.stem == "space_to_depth" and size % 4:
             raise InputError(f"the space_to_depth stem takes pixels by 4x4: --image-size must divide by 4, got {size}")
+        if size == self.downsampling and self.norm == "group" and self.norm_groups in self.norm_widths:
+            raise InputError(
+                f"network.norm_groups {self.norm_groups} leaves one channel a group, and images of {size} pixels one "
+                f"pixel: nothing to normalise; --image-size must be more than {size}, or choose fewer groups"
+            )
 
 
 def _check_widths(spec: NetworkSpec) -> None:
     """Widths that groups, norms and the shortcut can work with."""
     width = spec.stem_out
-    widths = [width] if spec.preact or spec.stem != "identity" else []  # those that a norm sees
     for index, stage in enumerate(spec.stages):
         where = f"network.stages[{index}]"
-        if EXPANSION[spec.block] > 1:
-            if stage.width * spec.group_width % 64:
-                raise InputError(
-                    f"network.group_width {spec.group_width} does not go with {where}.width {stage.width}: "
-                    "width x group_width must divide by 64"
-                )
-            widths.append(spec.inner_width(stage.width))
+        if EXPANSION[spec.block] > 1 and stage.width * spec.group_width % 64:
+            raise InputError(
+                f"network.group_width {spec.group_width} does not go with {where}.width {stage.width}: "
+                "width x group_width must divide by 64"
+            )
         out = stage.width * EXPANSION[spec.block]
         if spec.shortcut == "zero_pad" and out < width:
             raise InputError(
-                f"{where} gives {out} channels after {width}: zero_pad can only add channels; "
-                "choose shortcut projection"
+                f"{where} gives {out} channels after {width}: network.shortcut zero_pad can only add channels; "
+                "choose projection"
             )
-        widths.append(out)
+        if spec.weight_standardisation and 1 in (width, spec.inner_width(stage.width)):
+            raise InputError(
+                f"network.weight_standardisation must be off with one channel before or in {where}: "
+                "a 1x1 filter of one number has no deviation"
+            )
         width = out
-    if spec.norm != "group":
-        return
-    if spec.stem == "deep":
-        widths.append(max(spec.stem_width // 2, 1))
-    if spec.stem == "tiered":
-        widths += [max(3 * spec.stem_width // 8, 1), max(spec.stem_width // 2, 1)]
+    widths = spec.norm_widths
     wrong = next((w for w in widths if w % spec.norm_groups), None)
-    if wrong:
+    if spec.norm == "group" and wrong:
         raise InputError(
             f"network.norm_groups {spec.norm_groups} does not divide {wrong} channels; it must divide "
-            f"{', '.join(map(str, sorted(set(widths))))}"
+            f"{', '.join(map(str, widths))}"
         )
 
 
@@ -190,7 +202,7 @@ def _check_combination(spec: NetworkSpec) -> None:
             raise InputError(f"network.{name} must be {allowed}, got {value}")
 
 
-_STAGE = re.compile(r"(\d+)x(\d+)(?:/(\d+))?(?:@(\d+))?")
+_STAGE = re.compile(r"(\d{1,18})x(\d{1,18})(?:/(\d{1,18}))?(?:@(\d{1,18}))?", re.ASCII)
 
 
 def _stage(value: Any, index: int) -> StageSpec:
@@ -202,12 +214,17 @@ def _stage(value: Any, index: int) -> StageSpec:
         names = StageSpec.__dataclass_fields__
         for key in value:
             if key not in names:
-                raise unknown(f"field of {where}", key, names)
+                raise unknown(f"field of {where}", str(key), names)
         for key in ("depth", "width"):
             if key not in value:
                 raise InputError(f"{where}.{key} is missing")
-        return StageSpec(**value)
-    match = _STAGE.fullmatch(value) if isinstance(value, str) else None
-    if not match:
-        raise InputError(f"{where} must look like 3x32/2 (blocks x width / stride @ dilation), got {value!r}")
-    return StageSpec(int(match[1]), int(match[2]), int(match[3] or 1), int(match[4] or 1))
+        parts = dict(value)
+    else:
+        match = _STAGE.fullmatch(value) if isinstance(value, str) else None
+        if not match:
+            raise InputError(f"{where} must look like 3x32/2 (blocks x width / stride @ dilation), got {shown(value)}")
+        parts = {name: int(match[i]) for i, name in enumerate(StageSpec.__dataclass_fields__, 1) if match[i]}
+    try:
+        return StageSpec(**parts)
+    except InputError as error:  # which names the field, but cannot know the stage
+        raise InputError(str(error).replace("network.stages.", f"{where}.", 1)) from None

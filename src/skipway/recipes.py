@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipway.errors import InputError, unknown
+from skipway.foreign_spec import ForeignSpec, is_foreign
 from skipway.network_spec import NetworkSpec
 from skipway.nn.zoo import ZOO, find
 from skipway.spec import SECTIONS, AugmentSpec, DataSpec, RunSpec, TrainSpec, from_dict, to_dict
@@ -124,14 +125,29 @@ def apply(spec: RunSpec, settings: Settings) -> RunSpec:
         name = values.get("name") if section == "network" else None
         if isinstance(name, str) and name in ZOO:
             table["network"] = dataclasses.asdict(_trainable(name))
+        elif is_foreign(name):
+            table["network"] = {}
         elif name is not None and "stages" not in values:
             raise unknown("network", str(name), ZOO)
         table[section] = {**table[section], **values}
+    _check_foreign(table["network"])
     made = from_dict(table)
     named = ZOO.get(made.network.name)
+    if isinstance(made.network, ForeignSpec):
+        return made
     if named and made.network.stages != named.spec.stages:  # no longer the paper's
         made = dataclasses.replace(made, network=dataclasses.replace(made.network, name="custom"))
     return made
+
+
+def _check_foreign(network: Mapping[str, Any]) -> None:
+    """Refuse to change what only the library that made the network can."""
+    extra = sorted({*network} - {f.name for f in dataclasses.fields(ForeignSpec)})
+    if is_foreign(network.get("name")) and extra:
+        raise InputError(
+            f"network {network['name']} is made by its own library: {', '.join(extra)} cannot be changed; "
+            "a network of skipway's has it (`skipway networks`)"
+        )
 
 
 def compose(

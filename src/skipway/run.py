@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipway.data.preprocess import Preprocess
 from skipway.errors import InputError
-from skipway.nn.network import ResNet, build
+from skipway.nn.foreign import build_any
 from skipway.nn.weights import load_state, read_safetensors
 from skipway.spec import RunSpec, differences, from_toml, to_toml
+from skipway.trust import check_trust
 
 FORMAT = "skipway-1"
 LOCK = ".lock"
@@ -49,7 +50,7 @@ class Model:
         preprocess: from image to input.
     """
 
-    network: ResNet
+    network: nn.Module
     spec: RunSpec
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -132,13 +133,13 @@ class Run:
         """One object a training step: epoch, step, loss, lr."""
         return self._lines("steps.jsonl")
 
-    def model(self) -> Model:
-        """The best network on validation, with its classes and preprocessing. Raises InputError."""
-        return load_model(self.folder / "weights.safetensors")
+    def model(self, *, trust_code: bool = False) -> Model:
+        """The best network on validation, with its classes and preprocessing. As load_model."""
+        return load_model(self.folder / "weights.safetensors", trust_code=trust_code)
 
-    def network(self) -> ResNet:
-        """The best network on validation, in evaluation mode. Raises InputError."""
-        return self.model().network
+    def network(self, *, trust_code: bool = False) -> nn.Module:
+        """The best network on validation, in evaluation mode. As load_model."""
+        return self.model(trust_code=trust_code).network
 
     def read_text(self, name: str) -> str:
         """A file of the run. Raises InputError where it is missing or no text."""
@@ -195,11 +196,21 @@ class Run:
         return rows
 
 
-def load_model(path: str | Path) -> Model:
-    """The network in a weights.safetensors, or in a run folder.
+@dataclass(frozen=True)
+class Saved:
+    """What a weights.safetensors of a run holds; nothing is built."""
+
+    state: dict[str, Tensor]
+    spec: RunSpec
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def read_saved(path: str | Path) -> Saved:
+    """Read a weights.safetensors, or that of a run folder.
 
     Raises:
-        InputError: not such a file, damaged, or its weights do not fit its spec.
+        InputError: not such a file, or damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -208,11 +219,26 @@ def load_model(path: str | Path) -> Model:
     state, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} holds weights but not the classes, preprocessing and spec of a skipway run")
-    spec = from_toml(metadata["spec"])
-    network = build(spec.network)
-    load_state(network, state, str(path))
     classes = tuple(_from_json(metadata["classes"], path))
-    return Model(network.eval(), spec, classes, Preprocess.from_json(metadata["preprocess"]))
+    return Saved(state, from_toml(metadata["spec"]), classes, Preprocess.from_json(metadata["preprocess"]))
+
+
+def load_model(path: str | Path, *, trust_code: bool = False) -> Model:
+    """The network in a weights.safetensors, or in a run folder.
+
+    Args:
+        path: the file or the folder.
+        trust_code: run the code that makes the network, where that is neither skipway's nor a library's and nobody
+            named it here before.
+
+    Raises:
+        InputError: not such a file, damaged, its weights do not fit its spec, or code that is not trusted.
+    """
+    saved = read_saved(path)
+    check_trust(saved.spec.network, trust_code=trust_code)
+    network = build_any(saved.spec.network, image_size=saved.spec.data.image_size)
+    load_state(network, saved.state, str(path))
+    return Model(network.eval(), saved.spec, saved.classes, saved.preprocess)
 
 
 def next_folder(base: Path, data: str, network: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from skipway.errors import InputError, unknown
 from skipway.fields import check, option
+from skipway.foreign_spec import ForeignSpec, is_foreign
 from skipway.network_spec import NetworkSpec
 
 
@@ -82,7 +83,21 @@ class TrainSpec:
     channels_last: bool = option(True, "memory format of images and weights")
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**62)
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: the accelerator where there is one")
-    weights: str = option("", "start from these weights: a run folder or its weights.safetensors")
+    weights: str = option(
+        "",
+        "start from these weights: a run, a file (.safetensors, .pth, .th; torchvision's, timm's and the CIFAR "
+        "repositories' names too), torchvision:IMAGENET1K_V2 or timm:resnet50.a1_in1k",
+    )
+    weight_channels: Literal["sum", "average"] = option(
+        "sum", "filters of weights for another number of input channels: summed over theirs, or averaged"
+    )
+    freeze: str = option(
+        "",
+        "keep weights and batch statistics as they are: backbone (all but the head), or up to a part, such as stage2",
+    )
+    layer_decay: float = option(
+        1.0, "learning rate of each block as a share of that of the next one; the head's is whole", low=0.01, high=1
+    )
 
     def __post_init__(self) -> None:
         check(self, "train")
@@ -100,7 +115,7 @@ class RunSpec:
         True
     """
 
-    network: NetworkSpec
+    network: NetworkSpec | ForeignSpec
     recipe: str = ""
     data: DataSpec = field(default_factory=DataSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
@@ -108,7 +123,8 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         for name, kind in SECTIONS.items():
-            if not isinstance(getattr(self, name), kind):
+            allowed = (NetworkSpec, ForeignSpec) if name == "network" else kind
+            if not isinstance(getattr(self, name), allowed):
                 raise InputError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
         if not isinstance(self.recipe, str):
             raise InputError(f"recipe must be text, got {self.recipe!r}")
@@ -155,8 +171,13 @@ def from_dict(table: Mapping[str, Any]) -> RunSpec:
             raise unknown("section", key, [*SECTIONS, "recipe"])
     if "network" not in table:
         raise InputError("the section [network] is missing")
-    sections = {k: _make(cls, table[k], k) for k, cls in SECTIONS.items() if k in table}
+    kinds: dict[str, Any] = SECTIONS | ({"network": ForeignSpec} if _names_foreign(table["network"]) else {})
+    sections = {k: _make(cls, table[k], k) for k, cls in kinds.items() if k in table}
     return RunSpec(recipe=table.get("recipe", ""), **sections)
+
+
+def _names_foreign(network: Any) -> bool:
+    return isinstance(network, Mapping) and "stages" not in network and is_foreign(network.get("name"))
 
 
 def to_toml(spec: RunSpec) -> str:
@@ -183,7 +204,8 @@ def differences(old: RunSpec, new: RunSpec) -> list[str]:
     rows = []
     for section in SECTIONS:
         a, b = getattr(old, section), getattr(new, section)
-        for f in dataclasses.fields(a):
+        fields = dataclasses.fields(a) if type(a) is type(b) else dataclasses.fields(ForeignSpec)
+        for f in fields:
             x, y = getattr(a, f.name), getattr(b, f.name)
             if x != y and f.name != "workers":
                 rows.append(f"{section}.{f.name}: {x} -> {y}")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from skipway.evaluation.evaluate import Evaluation
-    from skipway.nn.describe import Description, LayerRow
+    from skipway.nn.description import Description, LayerRow
     from skipway.shipping.predictor import Prediction
 
 
@@ -29,8 +29,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 def description(network: "Description") -> Group:
     """Layers in order of computation; the skip of each block runs beside it, from its first layer to the addition.
 
-    Norms, relus and pools share the row of the layer they follow.
+    Norms, relus and pools share the row of the layer they follow. Below: totals, memory, receptive field, warning.
     """
+    from skipway.nn.skeleton import short
+
     table = _table("skip", "part", "layers", "output", "parameters", "MACs", right=("output", "parameters", "MACs"))
     rows = _merged(network.layers)
     for i, row in enumerate(rows):
@@ -42,13 +44,30 @@ def description(network: "Description") -> Group:
             row.kind,
             _shape(row.output),
             f"{row.parameters:,}" if row.parameters else "",
-            _short(row.macs) if row.macs else "",
+            short(row.macs) if row.macs else "",
         )
     head = Text.assemble((network.name, "bold"), f"  input {_shape(network.input)}  {network.source}")
     total = (
         f"{network.parameters:,} parameters, {network.macs:,} MACs, {network.flops:,} FLOPs (2 x MACs) for one image"
     )
-    return Group(head, "", table, "", total)
+    warning = [Text(f"warning: {network.warning}", style="yellow")] if network.warning else []
+    return Group(head, "", table, "", total, *_memory(network), *_sight(network), *warning)
+
+
+def _memory(network: "Description") -> list[str]:
+    """What a training step keeps for its backward pass, where it is known."""
+    from skipway.nn.skeleton import short
+
+    images = f"{network.batch_size:,} image{'s' if network.batch_size > 1 else ''}"
+    kept = short(network.activation_bytes, "B")
+    return [f"a training step of {images} keeps {kept} of activations (fp32)"] if network.activation_bytes else []
+
+
+def _sight(network: "Description") -> list[str]:
+    """What the last feature map sees of the image, where it is known."""
+    seen, (height, width) = network.receptive_field, network.input[1:]
+    more = f", more than the whole image ({height}x{width})" if seen > max(height, width) else ""
+    return [f"one pixel of the last feature map sees {seen}x{seen} pixels{more}"] if seen else []
 
 
 def _merged(layers: "Sequence[LayerRow]") -> "list[LayerRow]":
@@ -68,14 +87,6 @@ def _merged(layers: "Sequence[LayerRow]") -> "list[LayerRow]":
                 parameters=before.parameters + layer.parameters,
             )
     return rows
-
-
-def _short(count: int) -> str:
-    """A count in thousands, millions or billions: 2,359,296 -> 2.36M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f}{unit}"
-    return str(count)
 
 
 def _arc(skip: str | None, *, first: bool, last: bool) -> Text:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skipway.cache import cache_folder
 from skipway.data.source import ArraySource, consecutive
 from skipway.errors import InputError
 
@@ -19,11 +20,6 @@ FASHION_CLASSES = (
 )  # fmt: skip
 T = TypeVar("T")
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def cache_folder() -> Path:
-    """Where downloads go: $SKIPWAY_CACHE, else ~/.cache/skipway."""
-    return Path(os.environ.get("SKIPWAY_CACHE") or Path.home() / ".cache/skipway")
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -38,13 +38,16 @@ class Evaluation:
     bad_files: dict[str, str]
 
 
-def evaluate(run: Run | str | Path, data: str | Path | None = None, *, split: str | None = None) -> Evaluation:
+def evaluate(
+    run: Run | str | Path, data: str | Path | None = None, *, split: str | None = None, trust_code: bool = False
+) -> Evaluation:
     """Score the best network of a run, in fp32.
 
     Args:
         run: a run, its folder, or a weights.safetensors.
         data: other data to score on; default: the run's own.
         split: "train", "val", "test" or "all"; default: test where there is one, else val, else all.
+        trust_code: run the code that makes the network, where that is neither skipway's nor a library's.
 
     Returns:
         An Evaluation.
@@ -52,7 +55,7 @@ def evaluate(run: Run | str | Path, data: str | Path | None = None, *, split: st
     Raises:
         InputError: no such run, data or split, or classes that the network does not know.
     """
-    model = load_model(run.folder if isinstance(run, Run) else run)
+    model = load_model(run.folder if isinstance(run, Run) else run, trust_code=trust_code)
     own = model.spec.data
     spec = own if data is None else dataclasses.replace(own, path=str(data))
     try:

@@ -14,7 +14,21 @@ from skipway.network_spec import NetworkSpec
 LAYER_SCALE = 1e-4  # where LayerScale starts (Touvron et al. 2021, arXiv:2103.17239: 1e-1 to 1e-6, less with depth)
 
 
-class StandardConv(nn.Conv2d):
+class Conv(nn.Conv2d):
+    """A convolution. 1x1 with a stride and few channels, it takes every stride-th pixel before, not on its way.
+
+    oneDNN's gradient of such a weight writes past its memory where images are channels_last and the threads share
+    the batch unevenly (uxlfoundation/oneDNN#6035). The output has the same bits either way.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        (stride, _), (size, _) = self.stride, self.kernel_size
+        if size == 1 and stride > 1 and self.in_channels < 16:  # a block of channels with AVX-512; 8 with AVX2
+            return F.conv2d(input[:, :, ::stride, ::stride], weight, bias)
+        return super()._conv_forward(input, weight, bias)
+
+
+class StandardConv(Conv):
     """A convolution whose filters have mean 0 and deviation 1 (Qiao et al. 2019, arXiv:1903.10520, eq. 4)."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -24,7 +38,7 @@ class StandardConv(nn.Conv2d):
         return self._conv_forward(input, weight, self.bias)
 
 
-class FixupConv(nn.Conv2d):
+class FixupConv(Conv):
     """A convolution of (x + b), b one learnt number (Zhang et al. 2019, arXiv:1901.09321, section 3)."""
 
     input_bias: nn.Parameter
@@ -134,7 +148,7 @@ def make_conv(
     spec: NetworkSpec, in_width: int, width: int, size: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
     """A convolution that keeps the image's size but for its stride; with a bias where no norm follows it."""
-    kind = StandardConv if spec.weight_standardisation else FixupConv if spec.init == "fixup" else nn.Conv2d
+    kind = StandardConv if spec.weight_standardisation else FixupConv if spec.init == "fixup" else Conv
     bias = spec.norm == "none" and spec.init != "fixup"
     conv = kind(in_width, width, size, stride, dilation * (size // 2), dilation, groups, bias=bias)
     if isinstance(conv, FixupConv):

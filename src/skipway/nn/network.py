@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skipway.errors import InputError
+from skipway.foreign_spec import is_foreign
 from skipway.network_spec import NetworkSpec
 from skipway.nn.block import Block, block_shapes
 from skipway.nn.initialise import initialise
@@ -98,14 +99,16 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Let batch norms move copies of their running statistics, which keeps what autograd saves alike."""
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    own = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers()]
+    for norm, name, buffer in own:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in own:
+            setattr(norm, name, buffer)
 
 
 def build(
@@ -135,6 +138,8 @@ def build(
         >>> sum(p.numel() for p in build("resnet20", num_classes=10).parameters())
         269722
     """
+    if is_foreign(network):
+        raise InputError(f"build makes skipway's own networks; for {network} there is build_foreign")
     spec = find(network) if isinstance(network, str) else network
     if num_classes is not None:
         spec = dataclasses.replace(spec, num_classes=num_classes)

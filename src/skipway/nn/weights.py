@@ -5,8 +5,8 @@ anything but tensors.
 """
 
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError, unknown
 from skipway.network_spec import NetworkSpec
+from skipway.nn.foreign import classifier
 from skipway.nn.layouts import LAYOUTS
-from skipway.nn.network import ResNet
+from skipway.nn.network import ResNet, skeleton
 
 State = Mapping[str, Tensor]
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")  # under which checkpoints keep their weights
@@ -140,20 +141,22 @@ def save_weights(network: ResNet, path: str | Path, *, layout: str = "skipway") 
 
 
 def load_weights(
-    network: ResNet,
+    network: nn.Module,
     weights: str | Path | State,
     *,
     channels: Literal["sum", "average"] = "sum",
     new_head: bool = False,
+    source: str = "",
 ) -> Loaded:
-    """Put weights into one of our networks, whoever named them.
+    """Put weights into a network, whoever named them.
 
     Args:
-        network: ours; it is changed only if everything fits.
+        network: ours, or another's under its own names; it is changed only if everything fits.
         weights: a file, or a state dict.
         channels: where the images have another number of channels, filters are summed over the file's (so that a
             grey image excites what a colour one did) or averaged, then spread evenly over the network's.
-        new_head: where the number of classes differs, leave the linear layer as it is.
+        new_head: where the number of classes differs, leave the layer that gives the logits as it is.
+        source: what messages call the weights; default: the file.
 
     Returns:
         A Loaded: the layout found, and what was adapted.
@@ -167,12 +170,10 @@ def load_weights(
         >>> load_weights(b, to_layout(a.state_dict(), a.spec, "torchvision")).layout
         'torchvision'
     """
-    source = "the state dict" if isinstance(weights, Mapping) else str(weights)
+    source = source or ("the state dict" if isinstance(weights, Mapping) else str(weights))
     given = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
-    own, spec = network.state_dict(), network.spec
-    hits = {name: sum(rename(key, spec) in given for key in own) for name, rename in LAYOUTS.items()}
-    layout = max(hits, key=hits.__getitem__)
-    theirs = {key: LAYOUTS[layout](key, spec) for key in own}
+    own = network.state_dict()
+    layout, theirs = _names_in(given, network) if isinstance(network, ResNet) else ("own", {key: key for key in own})
     state: dict[str, Tensor] = {}
     changed: list[str] = []
     for key, name in theirs.items():
@@ -180,15 +181,36 @@ def load_weights(
             state[key] = _flat_classifier(given[name], own[key])
         elif key.endswith(_COUNTER):
             state[key] = own[key]
-    if spec.head == "features":  # a file's classifier has no use here
-        unused = {LAYOUTS[layout](key, spec) for key in ("head.linear.weight", "head.linear.bias")}
+    if isinstance(network, ResNet) and network.spec.head == "features":  # a file's classifier has no use here
+        unused = {LAYOUTS[layout](key, network.spec) for key in ("head.linear.weight", "head.linear.bias")}
         given = {name: value for name, value in given.items() if name not in unused}
     _fit_channels(state, own, channels, changed)
     if new_head:
-        _fit_classes(state, own, changed)
+        _fit_classes(state, own, classifier(network), changed)
     check_fit(state, own, given, theirs, source)
     network.load_state_dict(state)
     return Loaded(layout, tuple(changed))
+
+
+def _names_in(given: State, network: ResNet) -> tuple[str, dict[str, str]]:
+    """The layout that a state dict is in, and our name -> its."""
+    spec, own = network.spec, network.state_dict()
+    hits = {name: sum(rename(key, spec) in given for key in own) for name, rename in LAYOUTS.items()}
+    layout = max(hits, key=hits.__getitem__)
+    return layout, {key: LAYOUTS[layout](key, spec) for key in own}
+
+
+def fitting_stem(given: State, spec: NetworkSpec, stems: Sequence[str]) -> str:
+    """The first of `stems` whose filters have the sizes of those in a state dict, or "" where none has."""
+    for stem in stems:
+        network = skeleton(replace(spec, stem=stem))  # pyrefly: ignore[bad-argument-type]
+        _, theirs = _names_in(given, network)
+        convs = {key: value for key, value in network.stem.state_dict(prefix="stem.").items() if value.ndim == 4}
+        if convs and all(
+            theirs[key] in given and given[theirs[key]].shape[2:] == value.shape[2:] for key, value in convs.items()
+        ):
+            return stem
+    return ""
 
 
 def _flat_classifier(value: Tensor, own: Tensor) -> Tensor:
@@ -210,14 +232,15 @@ def _fit_channels(state: dict[str, Tensor], own: State, how: str, changed: list[
     changed.append(f"filters of {theirs} input channels {how}{'d' if how[-1] == 'e' else 'med'} into {ours}")
 
 
-def _fit_classes(state: dict[str, Tensor], own: State, changed: list[str]) -> None:
-    """Other classes: the linear layer stays as it was made."""
-    weight = state.get("head.linear.weight")
-    if weight is None or weight.shape[0] == own["head.linear.weight"].shape[0]:
+def _fit_classes(state: dict[str, Tensor], own: State, head: str, changed: list[str]) -> None:
+    """Other classes: the layer that gives the logits stays as it was made."""
+    weight = state.get(f"{head}.weight")
+    if weight is None or weight.shape[:1] == own[f"{head}.weight"].shape[:1]:
         return
-    changed.append(f"a new head for {own['head.linear.weight'].shape[0]} classes, in place of {weight.shape[0]}")
-    for key in ("head.linear.weight", "head.linear.bias"):
-        state[key] = own[key]
+    changed.append(f"a new head for {len(own[f'{head}.weight'])} classes, in place of {len(weight)}")
+    for key in own:
+        if key.startswith(f"{head}."):
+            state[key] = own[key]
 
 
 def check_fit(state: State, own: State, given: State, theirs: Mapping[str, str], source: str) -> None:

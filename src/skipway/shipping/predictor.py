@@ -28,6 +28,10 @@ class Prediction:
         """The most probable class."""
         return self.names[0]
 
+    def ranked(self) -> list[dict[str, str | float]]:
+        """The same as plain data: [{"name": ..., "probability": ...}, ...]."""
+        return [{"name": n, "probability": p} for n, p in zip(self.names, self.probabilities, strict=True)]
+
 
 class Predictor:
     """Images in, names out; preprocessing is the run's own.
@@ -102,10 +106,14 @@ class Predictor:
         return from_pil(Image.fromarray(image), channels)
 
 
-def load(run: str | Path) -> Predictor:
+def load(run: str | Path, *, trust_code: bool = False) -> Predictor:
     """A predictor from a run folder, or from its weights.safetensors alone.
 
+    Args:
+        run: the folder or the file.
+        trust_code: run the code that makes the network, where that is neither skipway's nor a library's.
+
     Raises:
-        InputError: no such run, or damaged.
+        InputError: no such run, damaged, or code that is not trusted.
     """
-    return Predictor(load_model(run))
+    return Predictor(load_model(run, trust_code=trust_code))

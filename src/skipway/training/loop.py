@@ -25,16 +25,16 @@ from skipway.data.preprocess import measure
 from skipway.errors import InputError, ReadError
 from skipway.evaluation.metrics import score
 from skipway.evaluation.pictures import curves, mistakes
-from skipway.nn.network import build
-from skipway.nn.weights import load_state
-from skipway.run import Run, load_model
+from skipway.run import Run
 from skipway.training.checkpoint import Position, load_last, save_last
 from skipway.training.facts import bad_files_note, data_facts
+from skipway.training.finetune import freeze, frozen_note
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import keep_freed_memory
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, StopSignals, View
+from skipway.training.start import make_network
 
 VAL_BATCH = 256
 
@@ -60,9 +60,10 @@ class Trainer:
         self.preprocess = preprocess
         self.loader = make_loader(plan.source, preprocess, spec.data)
         self.augment = Augment(spec.augment, num_classes=len(plan.source.classes), seed=spec.train.seed)
-        network = build(spec.network, seed=spec.train.seed)
-        if spec.train.weights and not resume:
-            load_state(network, load_model(spec.train.weights).network.state_dict(), spec.train.weights)
+        network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
+        frozen = freeze(network, spec.train.freeze)
+        self.frozen = [module for part in frozen for module in part.modules]
+        self.notes = [*plan.notes, *started, *frozen_note(network, frozen)]
         layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.layout = layout
         self.network: nn.Module = network.to(self.device).to(memory_format=layout)
@@ -88,7 +89,7 @@ class Trainer:
         spec = self.spec
         parameters = sum(p.numel() for p in self.network.parameters())
         title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.run.folder}"
-        notes = list(self.plan.notes) + bad_files_note(self.loader.bad)
+        notes = self.notes + bad_files_note(self.loader.bad)
         if self.position.epoch:
             notes.append(f"going on after epoch {self.position.epoch}")
         view = View(
@@ -188,6 +189,8 @@ class Trainer:
         targets = targets.to(self.device, non_blocking=True)
         randomness.seed_network(seed=self.spec.train.seed, step=step)
         self.network.train()
+        for module in self.frozen:
+            module.eval()
         set_lr(self.optimizer, lr)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(inputs)
@@ -280,7 +283,7 @@ class Trainer:
             "time_s": round(sum(row["time_s"] for row in metrics), 1),
             "bad_files": self.loader.bad,
             "data": data_facts(self.plan),
-            "chosen": list(self.plan.notes),
+            "chosen": self.notes,
             "machine": {
                 "device": str(self.device),
                 "cores": os.cpu_count(),

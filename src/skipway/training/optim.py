@@ -8,19 +8,27 @@ import torch
 from torch import nn
 
 from skipway.spec import TrainSpec
+from skipway.training.finetune import rate_shares
 
 
 def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """The optimizer of a spec. Norms and biases (one-dimensional parameters) do not decay unless asked.
+    """The optimizer of a spec, over the parameters that want a gradient.
+
+    Norms and biases (one-dimensional parameters) do not decay unless asked. With `layer_decay` each part of the
+    network has its share of the learning rate.
 
     Returns:
         SGD, AdamW or Adam (whose decay is added to the gradient, as L2), in its foreach form.
     """
-    decayed = [p for p in network.parameters() if p.ndim > 1 or spec.decay_norms]
-    others = [p for p in network.parameters() if p.ndim <= 1 and not spec.decay_norms]
-    groups = [{"params": decayed, "weight_decay": spec.weight_decay}]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
+    shares = rate_shares(network, spec.layer_decay)
+    by_kind: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for p in network.parameters():
+        if p.requires_grad:
+            by_kind.setdefault((shares[id(p)], p.ndim > 1 or spec.decay_norms), []).append(p)
+    groups = [
+        {"params": by_kind[kind], "weight_decay": spec.weight_decay if kind[1] else 0.0, "lr_share": kind[0]}
+        for kind in sorted(by_kind, reverse=True)
+    ]
     if spec.optimizer == "sgd":
         nesterov = spec.nesterov and spec.momentum > 0
         return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, foreach=True)
@@ -61,9 +69,9 @@ def schedule(spec: TrainSpec, total_steps: int, warmup_steps: int) -> Callable[[
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate; each group takes its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_share"]
 
 
 class Average:

@@ -10,11 +10,12 @@ from skipway.data.preprocess import choose_size
 from skipway.data.source import Source
 from skipway.data.split import Splits, make_splits
 from skipway.errors import InputError
-from skipway.network_spec import NetworkSpec
-from skipway.nn.zoo import resolve_stem
-from skipway.run import load_model
+from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec
+from skipway.nn.weights import fitting_stem
+from skipway.nn.zoo import ZOO, resolve_stem
 from skipway.spec import RunSpec, TrainSpec
 from skipway.training.machine import choose_device, computes_bf16
+from skipway.training.start import Given, open_weights
 
 BASE_LR = {"sgd": 0.1, "adamw": 0.001, "adam": 0.001}  # for batches of 128
 
@@ -28,6 +29,7 @@ class Plan:
         source, splits: the data.
         device: where it will train.
         notes: what was chosen for the user, a sentence each.
+        given: weights to start from.
     """
 
     spec: RunSpec
@@ -35,6 +37,7 @@ class Plan:
     splits: Splits
     device: torch.device
     notes: tuple[str, ...]
+    given: Given | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,21 +58,28 @@ def make_plan(asked: RunSpec) -> Plan:
     size, why = choose_size(source, asked.data.image_size)
     notes = [_describe_data(asked, source, splits), f"images at {size} pixels: {why}"]
     network = dataclasses.replace(asked.network, num_classes=len(source.classes), in_channels=source.channels)
-    network, note = _settle_stem(network, asked.train.weights, size)
-    notes += [note] if note else []
+    given = open_weights(asked.train, network, size)
+    if isinstance(network, NetworkSpec):
+        network, note = _settle_stem(network, given, size)
+        notes += [note] if note else []
+        _check_network(network, size, asked.train.batch_size)
+    device = choose_device(asked.train.device)
+    train, train_notes = _settle_train(asked.train, len(splits.train), device)
+    data = dataclasses.replace(asked.data, image_size=size)
+    spec = dataclasses.replace(asked, data=data, network=network, train=train)
+    return Plan(spec, source, splits, device, tuple(notes + train_notes), given)
+
+
+def _check_network(network: NetworkSpec, size: int, batch_size: int) -> None:
+    """Refuse what cannot be trained on such images."""
     network.check_image_size(size)
     if network.head != "linear":
         raise InputError(f"network.head {network.head} gives no logits to train; --head linear")
-    device = choose_device(asked.train.device)
-    if asked.train.batch_size == 1 and network.norm == "batch" and size < 2 * network.downsampling:
+    if batch_size == 1 and network.norm == "batch" and size < 2 * network.downsampling:
         raise InputError(
             f"batches of one need more than one pixel in the last feature map, for batch norm: --image-size "
             f"{2 * network.downsampling} or more, or --batch-size 2"
         )
-    train, train_notes = _settle_train(asked.train, len(splits.train), device)
-    data = dataclasses.replace(asked.data, image_size=size)
-    spec = dataclasses.replace(asked, data=data, network=network, train=train)
-    return Plan(spec, source, splits, device, tuple(notes + train_notes))
 
 
 def _describe_data(asked: RunSpec, source: Source, splits: Splits) -> str:
@@ -79,11 +89,15 @@ def _describe_data(asked: RunSpec, source: Source, splits: Splits) -> str:
     return f"{asked.data.path}: {classes}; {len(splits.train):,} train, {val}, {test}"
 
 
-def _settle_stem(network: NetworkSpec, weights: str, size: int) -> tuple[NetworkSpec, str]:
+def _settle_stem(network: NetworkSpec, given: Given | None, size: int) -> tuple[NetworkSpec, str]:
     """Given weights fix an open stem; else the image size does."""
-    if weights and network.stem == "auto":
-        given = load_model(weights).spec.network
-        return dataclasses.replace(network, stem=given.stem), f"stem {given.stem}: that of the given weights"
+    if given and network.stem == "auto":
+        own = ZOO[network.name].spec.stem if network.name in ZOO else "imagenet"
+        stem = fitting_stem(given.state, network, list(dict.fromkeys((own, "cifar", *STEM_DOWNSAMPLING))))
+        if stem:
+            warning = resolve_stem(dataclasses.replace(network, stem=stem), size)[1]  # pyrefly: ignore
+            said = f"stem {stem}: that of the given weights"
+            return dataclasses.replace(network, stem=stem), f"{said}; {warning}" if warning else said  # pyrefly: ignore
     return resolve_stem(network, size)
 
 

@@ -13,6 +13,7 @@ from skipway.spec import RunSpec
 from skipway.training.loop import Trainer
 from skipway.training.place import claimed, find_place
 from skipway.training.plan import make_plan
+from skipway.trust import check_trust, trust
 
 
 def train(
@@ -24,17 +25,20 @@ def train(
     settings: Settings | None = None,
     out: str | Path | None = None,
     console: Console | None = None,
+    trust_code: bool = False,
 ) -> Run:
     """Train a residual network, or go on with an unfinished run of the same spec.
 
     Args:
         data: a built-in data set's name, a folder, or a complete RunSpec (then only `out` and `console` count).
-        network: a zoo name or a spec; default: the recipe's.
+        network: a zoo name, another library's (timm:NAME, torchvision:NAME, python:module:function) or a spec;
+            default: the recipe's.
         recipe: a recipe's name; default: "default".
         config: a TOML file laid over the recipe.
         settings: section -> field -> value, laid over both: {"train": {"epochs": 5}}.
         out: the run folder; default: the newest unfinished run of an equal spec, else runs/<data>-<network>-<n>.
         console: where to show progress.
+        trust_code: run a python: network that was not named here, but by `config` or a RunSpec.
 
     Returns:
         The run. `run.summary["status"]` is "finished", or "stopped" after Ctrl-C; the same call then goes on.
@@ -54,6 +58,10 @@ def train(
             asked = apply(replace(asked, network=network), {"network": changes})
         elif network:
             asked = apply(asked, {"network": {"name": network, **changes}})
+        if network or "name" in changes:
+            trust(asked.network)
+    check_trust(asked.network, trust_code=trust_code)
+    trust(asked.network)
     console = console or Console()
     with console.status(Text(f"reading {asked.data.path}")):
         plan = make_plan(asked)

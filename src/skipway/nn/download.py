@@ -1,0 +1,71 @@
+"""Published weights by name: `torchvision:IMAGENET1K_V2`, `timm:resnet50.a1_in1k`. Those libraries fetch and keep."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from skipway.errors import InputError, unknown
+from skipway.foreign_spec import ForeignSpec
+from skipway.nn.foreign import build_foreign, need
+
+SOURCES = ("torchvision:", "timm:")
+
+
+def fetch(weights: str, network: str, foreign: ForeignSpec | None, image_size: int) -> Mapping[str, Tensor]:
+    """A state dict under its library's own names.
+
+    Args:
+        weights: torchvision:WEIGHTS or timm:NAME.
+        network: the name of the network that they are for.
+        foreign: its spec where it is timm's: timm then fits classes, channels and positions itself.
+        image_size: pixels a side, for that.
+
+    Raises:
+        InputError: no such weights, or the download failed; the message says how to bring a file instead.
+    """
+    library, _, name = weights.partition(":")
+    return (
+        _torchvision(weights, name, network) if library == "torchvision" else _timm(weights, name, foreign, image_size)
+    )
+
+
+def _torchvision(weights: str, name: str, network: str) -> Mapping[str, Tensor]:
+    models = need("torchvision").models
+    theirs = network.removeprefix("torchvision:")
+    if theirs not in models.list_models(module=models):
+        raise InputError(f"torchvision has no weights for network {network}; it has them for resnet18, resnet50, ...")
+    known = models.get_model_weights(theirs)
+    if name not in known.__members__:
+        raise unknown(f"weights of torchvision's {theirs}:", name, known.__members__)
+    chosen = known[name]
+    try:
+        return chosen.get_state_dict(progress=True, check_hash=True)
+    except Exception as error:
+        raise _failed(weights, error, chosen.url) from error
+
+
+def _timm(weights: str, name: str, foreign: ForeignSpec | None, image_size: int) -> Mapping[str, Tensor]:
+    timm = need("timm")
+    known = timm.list_pretrained()
+    if name not in known and name not in {full.partition(".")[0] for full in known}:
+        raise unknown("timm weights", name, known)
+    config = timm.get_pretrained_cfg(name)
+    url = config.url
+    if config.hf_hub_id:
+        from huggingface_hub import hf_hub_url
+
+        url = hf_hub_url(config.hf_hub_id, "model.safetensors")
+    try:
+        if foreign is not None and foreign.library == "timm":
+            return build_foreign(foreign, image_size=image_size, pretrained=name).state_dict()
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        raise _failed(weights, error, url) from error
+
+
+def _failed(weights: str, error: Exception, url: str) -> InputError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(
+        f"{weights} could not be downloaded ({lines[0]}). Fetch {url} on a machine that can reach it, "
+        "copy the file here and name it: --weights FILE"
+    )

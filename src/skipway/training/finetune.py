@@ -1,0 +1,97 @@
+"""Which parts of a network learn, and how fast: freezing, and learning rates that fall off towards the image."""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from skipway.errors import InputError, unknown
+from skipway.nn.foreign import classifier
+from skipway.nn.network import ResNet
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a network between two of its cuts; `parameters` are its own and no other part's."""
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    parameters: tuple[nn.Parameter, ...]
+
+
+def parts(network: nn.Module) -> list[Part]:
+    """A network's parts from the image to the logits.
+
+    Ours: stem, stage1.block1, ..., head. Another's: its children, rows of blocks one by one, in the order in which
+    they are written, the layer that gives the logits last; what lies beside them (a class token) goes to the first,
+    and what has no parameters to the part before it.
+    """
+    if isinstance(network, ResNet):
+        found: list[tuple[str, nn.Module]] = [("stem", network.stem), *network.blocks(), ("head", network.head)]
+    else:
+        found = []
+        for name, child in network.named_children():
+            rows = isinstance(child, (nn.Sequential, nn.ModuleList)) and len(child) > 0
+            found += [(f"{name}.{k}", m) for k, m in child.named_children()] if rows else [(name, child)]
+        head = classifier(network)
+        found.sort(key=lambda part: f"{head}.".startswith(f"{part[0]}."))  # stable: only the head moves
+    taken: set[int] = set()
+    made: list[Part] = []
+    for name, module in found or [("network", network)]:
+        own = [] if made else [*network.parameters(recurse=False)]
+        new = [p for p in (*own, *module.parameters()) if id(p) not in taken]
+        taken |= {id(p) for p in new}
+        if new or not made:
+            made.append(Part(name, (module,), tuple(new)))
+        else:
+            made[-1] = replace(made[-1], modules=(*made[-1].modules, module))
+    return made
+
+
+def freeze(network: nn.Module, upto: str) -> list[Part]:
+    """Take the first parts of a network out of training.
+
+    Args:
+        network: changed in place: their parameters want no gradient any more.
+        upto: "backbone" (all but the head), or the last part to freeze: stem, stage2, stage3.block1; "" freezes none.
+
+    Returns:
+        The frozen parts; they must be kept in evaluation mode, so that batch statistics stay too.
+
+    Raises:
+        InputError: no such part, or nothing would be left to learn.
+    """
+    if not upto:
+        return []
+    found = parts(network)
+    if upto == "backbone":
+        last = len(found) - 2
+    else:
+        named = [i for i, part in enumerate(found) if part.name == upto or part.name.startswith(f"{upto}.")]
+        if not named:
+            names = [name for part in found[:-1] for name in (part.name.split(".")[0], part.name)]
+            raise unknown("part to freeze (train.freeze)", upto, ["backbone", *dict.fromkeys(names)])
+        last = named[-1]
+    if last >= len(found) - 1 or last < 0:
+        raise InputError(f"train.freeze {upto} leaves nothing to learn, or nothing to freeze")
+    for part in found[: last + 1]:
+        for p in part.parameters:
+            p.requires_grad_(False)
+    return found[: last + 1]
+
+
+def frozen_note(network: nn.Module, frozen: list[Part]) -> list[str]:
+    """One sentence for what does not learn; nothing where all does."""
+    if not frozen:
+        return []
+    total = sum(p.numel() for p in network.parameters())
+    learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return [f"frozen up to {frozen[-1].name}: {learning:,} of {total:,} parameters learn"]
+
+
+def rate_shares(network: nn.Module, layer_decay: float) -> dict[int, float]:
+    """id of a parameter -> its learning rate as a share of the head's: layer_decay to the power of its distance.
+
+    Parts are counted as in `parts` (Clark et al. 2020, arXiv:2003.10555, appendix B, has the same by layer).
+    """
+    found = parts(network)
+    return {id(p): layer_decay ** (len(found) - 1 - i) for i, part in enumerate(found) for p in part.parameters}

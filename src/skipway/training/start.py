@@ -1,0 +1,113 @@
+"""Where training starts from: fresh weights, or those of a run, of a file, or published ones under a name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+from skipway.foreign_spec import ForeignSpec
+from skipway.network_spec import NetworkSpec
+from skipway.nn.download import SOURCES, fetch
+from skipway.nn.foreign import build_any, check_logits, classifier
+from skipway.nn.weights import load_weights, read_safetensors, read_weights
+from skipway.run import FORMAT, Saved, read_saved
+from skipway.spec import RunSpec, TrainSpec
+
+
+@dataclass(frozen=True)
+class Given:
+    """Weights to start from.
+
+    Args:
+        name: as the user named them.
+        state: under whoever's names.
+        run: what else is known where they are a run's.
+    """
+
+    name: str
+    state: Mapping[str, Tensor]
+    run: Saved | None = None
+
+
+def open_weights(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_size: int) -> Given | None:
+    """What `train.weights` names, read whole; None where it names nothing.
+
+    Args:
+        train: its `weights` is a run folder, a file, torchvision:WEIGHTS or timm:NAME.
+        network: what they are for.
+        image_size: pixels a side.
+
+    Raises:
+        InputError: nothing there, damaged, or a download that failed.
+    """
+    name = train.weights
+    if not name:
+        return None
+    if name.startswith(SOURCES):
+        foreign = network if isinstance(network, ForeignSpec) else None
+        return Given(name, fetch(name, network.name, foreign, image_size))
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"no such weights file or run folder: {name} (published ones are torchvision:IMAGENET1K_V2, "
+            "timm:resnet50.a1_in1k, ...)"
+        )
+    if path.is_dir() or _is_runs(path):
+        saved = read_saved(path)
+        return Given(name, saved.state, saved)
+    return Given(name, read_weights(path))
+
+
+def _is_runs(path: Path) -> bool:
+    """Whether a safetensors file is a run's weights.safetensors."""
+    return path.suffix == ".safetensors" and read_safetensors(path)[1].get("format") == FORMAT
+
+
+def make_network(spec: RunSpec, given: Given | None, classes: Sequence[str]) -> tuple[nn.Module, list[str]]:
+    """The network at its start.
+
+    Args:
+        spec: the resolved spec.
+        given: weights to start from; None: fresh ones.
+        classes: names, in the order of the logits.
+
+    Returns:
+        The network, and what was adapted on the way, a sentence each.
+
+    Raises:
+        InputError: weights that do not fit, or another's network that takes no such images.
+    """
+    size = spec.data.image_size
+    network = build_any(spec.network, image_size=size, seed=spec.train.seed)
+    if isinstance(spec.network, ForeignSpec):
+        check_logits(network, spec.network, size)
+    if given is None:
+        return network, []
+    state, notes = dict(given.state), []
+    if given.run is not None:
+        notes += _match_classes(state, network, given.run.classes, classes)
+    loaded = load_weights(network, state, channels=spec.train.weight_channels, new_head=True, source=given.name)
+    whose = "" if loaded.layout in ("skipway", "own") else f" (in the {loaded.layout} layout)"
+    return network, [f"weights from {given.name}{whose}", *notes, *loaded.changed]
+
+
+def _match_classes(
+    state: dict[str, Tensor], network: nn.Module, theirs: Sequence[str], ours: Sequence[str]
+) -> list[str]:
+    """A run's head for other classes: rows of classes that both know, by name; the others stay fresh."""
+    if tuple(theirs) == tuple(ours):
+        return []
+    head = classifier(network)
+    shared = [name for name in ours if name in theirs]
+    for key, own in network.state_dict().items():
+        given = state.get(key)
+        if not key.startswith(f"{head}.") or given is None or given.shape[1:] != own.shape[1:]:
+            continue
+        rows = own.clone()
+        for name in shared:
+            rows[ours.index(name)] = given[theirs.index(name)]
+        state[key] = rows
+    kept = f"{len(shared)} of {len(ours)} classes" if shared else "none of the classes"
+    return [f"a new head: {kept} known to the given weights, by name"]
