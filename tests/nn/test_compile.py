@@ -166,6 +166,8 @@ def test_narrow_strided_convolution_takes_its_pixels_before(kind):
     x = images(3).repeat(1, 4, 1, 1).to(memory_format=torch.channels_last)
     with Strides() as seen:
         y = conv(x)
+    assert seen.strides == {1}
+    with seen:
         y.sum().backward()
     assert seen.strides == {1}
     weight = conv.weight

@@ -250,7 +250,7 @@ def thrifty_specs() -> list[NetworkSpec]:
 @pytest.mark.parametrize("spec", thrifty_specs(), ids=lambda spec: spec.block)
 def test_checkpoint_changes_no_bit(spec):
     """Outputs, gradients and running statistics, over two steps, with the same draws of dropout and drop path."""
-    found = []
+    found: list[dict[str, Any]] = []
     for thrifty in (False, True):
         network = skipway.build(replace(spec, checkpoint=thrifty))
         torch.manual_seed(1)
@@ -323,7 +323,7 @@ def test_networks_learn_without_torchvision_and_timm():
     done = subprocess.run([sys.executable, "-c", LEARN], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     losses = [float(line) for line in done.stdout.split()]
-    assert losses[0] > 1
+    assert 1 < losses[0] < 3  # near log(4), where nothing is learnt
     assert losses[-1] < 0.5 * losses[0]
 
 

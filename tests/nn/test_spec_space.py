@@ -141,14 +141,13 @@ def check_network(spec: NetworkSpec, more: int) -> None:
         assert p.grad.isfinite().all(), name
 
 
-any_choice = choices(NetworkSpec, SMALL) | specs(NetworkSpec, SMALL).map(
-    lambda spec: {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
-)
+valid_choice = specs(NetworkSpec, SMALL).map(vars)
+any_choice = valid_choice | valid_choice | choices(NetworkSpec, SMALL)
 quickly = settings(derandomize=True, phases=[Phase.generate], max_examples=500)
 by_chance = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
-@settings(by_chance, max_examples=120)
+@settings(by_chance, max_examples=200)
 @given(any_choice, st.integers(1, 9), st.sampled_from([16, 100]))
 @example({"stages": ("1x8",), "norm": "group", "norm_groups": 8, "stem": "identity"}, 1, 16)
 @example(
@@ -161,6 +160,7 @@ by_chance = settings(deadline=None, derandomize=True, suppress_health_check=[Hea
 @example(
     {"stages": ("1x8",), "stem": "cifar", "stem_width": 1, "weight_standardisation": True, "block": "bottleneck"}, 1, 16
 )
+@example({"stages": ("1x1",), "stem": "cifar", "attention": "eca", "checkpoint": True, "last_act": False}, 1, 16)
 @example({"stages": ("1x8/2",), "stem": "space_to_depth", "blur": "avg", "shortcut": "avg_pool"}, 1, 16)
 def test_network_spec_is_refused_by_name_or_works_to_the_end(choice, more, open_size):
     made = []

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import skipway
 from skipway.errors import InputError
@@ -60,6 +61,29 @@ def test_network_computes_what_the_reference_does(name):
     for key, value in theirs.state_dict().items():  # with the statistics that both have moved
         assert close(back[key].double(), value.double(), 1e-9 * max(1.0, value.abs().max().item())), key
     theirs.load_state_dict(back, strict=True)
+
+
+class Operators(TorchDispatchMode):
+    """While open, writes down every ATen operator that is called, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+def test_training_step_takes_the_operators_that_torchvisions_does(name):
+    x, names = torch.randn(2, 3, 64, 64), []
+    for network in (skipway.build(name), torchvision.models.get_model(name)):
+        with Operators() as record:
+            network.train()(x).square().sum().backward()
+        names.append(record.names)
+    assert names[0] == names[1]
+    assert "aten.convolution_backward.default" in names[0]
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
