@@ -1,6 +1,6 @@
 """Two hundred layers without normalisation: with SkipInit, with Fixup, and as they come.
 
-    python benchmarks/norm_free.py [--depth 200] [--epochs 2] [--lr 0.02] [--seeds 1] [--out runs/norm-free]
+    python benchmarks/norm_free.py [--depth 200] [--epochs 2] [--lr 0.001] [--seeds 1] [--out runs/norm-free]
 
 The network of He et al. 2015, section 4.2, with no normalisation at all, on the embedded sample. Beside it the same
 with `--branch-scale skipinit` (De and Smith 2020) and with `--init fixup` (Zhang et al. 2019): nothing else differs.
@@ -37,14 +37,14 @@ def train(kind: str, seed: int, options: argparse.Namespace) -> str:
         "network": network,
         "augment": {"pad_crop": 0.07},
         "train": {
+            "optimizer": "adamw",
             "epochs": options.epochs,
             "batch_size": 64,
             "lr": options.lr,
-            "grad_clip": options.clip,
             "seed": seed,
         },
     }
-    folder = Path(options.out, f"{kind}-{options.depth}-lr{options.lr:g}-clip{options.clip:g}-seed{seed}")
+    folder = Path(options.out, f"{kind}-{options.depth}-lr{options.lr:g}-seed{seed}")
     try:
         run = skipway.train("fashion-sample", settings=settings, out=folder, console=Console(file=io.StringIO()))
     except skipway.InputError as error:
@@ -66,14 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--clip", type=float, default=0.0)
+    parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--out", default="runs/norm-free")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"depth {options.depth}, no norm, {options.epochs} epochs of fashion-sample, SGD at {options.lr:g}; "
+    print(f"depth {options.depth}, no norm, {options.epochs} epochs of fashion-sample, AdamW at {options.lr:g}; "
           f"chance is a loss of {math.log(10):.3f}")  # fmt: skip
     for kind in options.kinds:
         for seed in range(options.seeds):

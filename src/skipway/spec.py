@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from skipway.errors import InputError, unknown
-from skipway.fields import check, option
+from skipway.fields import check, option, shown
 from skipway.foreign_spec import ForeignSpec, is_foreign
 from skipway.network_spec import NetworkSpec
 
@@ -125,9 +125,9 @@ class RunSpec:
         for name, kind in SECTIONS.items():
             allowed = (NetworkSpec, ForeignSpec) if name == "network" else kind
             if not isinstance(getattr(self, name), allowed):
-                raise InputError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
         if not isinstance(self.recipe, str):
-            raise InputError(f"recipe must be text, got {self.recipe!r}")
+            raise InputError(f"recipe must be text, got {shown(self.recipe)}")
 
 
 SECTIONS: dict[str, type] = {
@@ -144,11 +144,11 @@ T = TypeVar("T")
 def _make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of a spec class from a table."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{where} must be a table of fields, got {values!r}")
+        raise InputError(f"{where} must be a table of fields, got {shown(values)}")
     fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     for key in values:
         if key not in fields:
-            raise unknown(f"field of {where}", key, fields)
+            raise unknown(f"field of {where}", str(key), fields)
     for name, f in fields.items():
         if name not in values and f.default is MISSING:
             raise InputError(f"{where}.{name} is missing")
@@ -168,7 +168,7 @@ def from_dict(table: Mapping[str, Any]) -> RunSpec:
     """
     for key in table:
         if key not in SECTIONS and key != "recipe":
-            raise unknown("section", key, [*SECTIONS, "recipe"])
+            raise unknown("section", str(key), [*SECTIONS, "recipe"])
     if "network" not in table:
         raise InputError("the section [network] is missing")
     kinds: dict[str, Any] = SECTIONS | ({"network": ForeignSpec} if _names_foreign(table["network"]) else {})

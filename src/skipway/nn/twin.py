@@ -17,7 +17,7 @@ class Twin:
 
     Args:
         spec: the network without skips. Built with the same seed, every tensor it shares with the residual network
-            has the same bits.
+            has the same bits, unless `dropped` names a setting that starts tensors otherwise (zero_init_last, Fixup).
         residual: the network that it is the twin of.
     """
 

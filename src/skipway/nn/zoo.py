@@ -238,7 +238,7 @@ def dilated(spec: NetworkSpec, output_stride: int) -> NetworkSpec:
         InputError: a value that is not a power of two, or that the stem alone exceeds.
     """
     reached = replace(spec, stages=(StageSpec(1, spec.stages[0].width),)).downsampling if spec.stem != "auto" else 1
-    if output_stride < reached or output_stride & (output_stride - 1):
+    if not isinstance(output_stride, int) or output_stride < reached or output_stride & (output_stride - 1):
         raise InputError(f"output_stride must be a power of two and at least {reached}, got {output_stride}")
     stages, dilation = [], 1
     for stage in spec.stages:

@@ -5,6 +5,7 @@
 Best is chosen on validation; the test split is touched once, at the end.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -49,7 +50,8 @@ class Trainer:
     """
 
     def __init__(self, plan: Plan, folder: Path, *, resume: bool):
-        self.plan, self.spec, self.device = plan, plan.spec, plan.device
+        self.plan = dataclasses.replace(plan, given=None)  # given weights are not kept beside the network's
+        self.spec, self.device = plan.spec, plan.device
         spec = self.spec
         torch.manual_seed(spec.train.seed)
         if self.device.type == "cpu":
