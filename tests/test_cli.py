@@ -10,7 +10,7 @@ from conftest import ROOT, TINY_FLAGS, ours
 from rich.console import Console
 
 from skipway import tables
-from skipway.flags import BY_NAME
+from skipway.flags import BY_NAME, FROM_DATA
 from skipway.nn.describe import describe
 from skipway.nn.drawing import draw
 from skipway.nn.zoo import ZOO
@@ -38,7 +38,7 @@ def test_every_field_of_the_spec_is_a_flag(skipway):
     text = skipway("train", "--help").out
     for section, cls in SECTIONS.items():
         for f in dataclasses.fields(cls):
-            if (section, f.name) not in BY_NAME:
+            if (section, f.name) not in BY_NAME | FROM_DATA:
                 assert f"--{f.name.replace('_', '-')}" in text
 
 
@@ -201,3 +201,30 @@ def test_readme_has_a_line_for_every_file():
     for picture in ("docs/demo-curves.png",):
         assert picture in readme
         assert Path(ROOT, picture).is_file()
+
+
+def test_describe_takes_changes_and_a_weights_file(skipway, trained):
+    plain = json.loads(skipway("describe", "resnet50", "--json").out)
+    deep = json.loads(skipway("describe", "resnet50", "--stem", "deep", "--attention", "se", "--json").out)
+    assert deep["input"] == plain["input"]
+    assert deep["parameters"] > plain["parameters"]
+    own = skipway("describe", "resnet20", "--stages", "1x16", "2x32/2").out
+    assert own.startswith("custom")
+    assert "stage2.block2" in own
+    assert "shortcut: zero pad" in own
+    assert "attention: conv 1x1" in skipway("describe", "seresnet18").out
+    assert "input 3x16x16" in skipway("describe", trained.folder / "weights.safetensors").out
+    assert skipway("describe", "timm:test_vit", "--act", "gelu").code == 2
+
+
+def test_files_of_wrong_kinds_are_not_written(skipway):
+    result = skipway("describe", "tutorial", "--svg", "picture.png")
+    assert (result.code, Path("picture.png").exists()) == (2, False)
+    assert "ends in .svg" in result.err
+
+
+def test_networks_without_norm_and_frozen_fresh_weights_warn(skipway, photos):
+    flags = ["--stages", "12x4", "--stem-width", "4", "--norm", "none", "--freeze", "stem", "--epochs", "1"]
+    out = skipway("train", photos, *flags, "--batch-size", "8", "--workers", "0", "--lr", "1e-6", "--out", "run").out
+    assert "warning: 12 blocks without normalisation hardly train as they are" in out
+    assert "warning: what is frozen has fresh weights" in out

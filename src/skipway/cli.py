@@ -14,8 +14,8 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 
 from skipway import __version__, tables
-from skipway.errors import InputError, ReadError
-from skipway.flags import Flags, settings_of
+from skipway.errors import InputError, ReadError, unknown
+from skipway.flags import Flags, NetworkFlags, settings_of
 
 DONE, BAD_INPUT, STOPPED = 0, 2, 75
 TrustCode = Annotated[bool, Parameter(negative="", help="Run the code of a python: network that another's file names.")]
@@ -157,7 +157,7 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False, trust_cod
             continue
         done += 1
         if json:
-            print(_json({"image": str(path), "predictions": prediction.ranked()}))
+            _print_json({"image": str(path), "predictions": prediction.ranked()}, indent=None)
         else:
             console.print(tables.prediction(str(path), prediction), soft_wrap=True)
     _say_bad(bad)
@@ -176,6 +176,7 @@ def describe(
     svg: Path | None = None,
     json: bool = False,
     trust_code: TrustCode = False,
+    flags: NetworkFlags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Show the layers, shapes, parameters, FLOPs and skips of NETWORK.
 
@@ -186,6 +187,8 @@ def describe(
     `skipway describe resnet50 --image-size 160 --batch-size 32`
 
     `skipway describe resnet20 --svg resnet20.svg`
+
+    `skipway describe resnet50 --stem deep --attention se`
 
     Parameters
     ----------
@@ -200,20 +203,23 @@ def describe(
     json
         Print one JSON object.
     """
+    from skipway.nn.describe import changed
     from skipway.nn.describe import describe as describe_network
-    from skipway.run import Run
+    from skipway.run import Run, read_saved
     from skipway.trust import check_trust
 
     spec: Any = network
-    if "/" in network or Path(network, "spec.toml").is_file():
-        run_spec = Run.open(network).spec
+    if "/" in network or network.endswith(".safetensors") or Path(network, "spec.toml").is_file():
+        run_spec = read_saved(network).spec if network.endswith(".safetensors") else Run.open(network).spec
         check_trust(run_spec.network, trust_code=trust_code)
         spec, image_size = run_spec.network, image_size or run_spec.data.image_size
+    spec = changed(spec, settings_of(flags, None).get("network", {}))
     result = describe_network(spec, image_size=image_size, batch_size=batch_size)
     if svg is not None:
         from skipway.nn.drawing import save
 
         save(result, svg)
+        print(f"drawn in {svg}", file=sys.stderr)
     _print_json(dataclasses.asdict(result)) if json else console.print(tables.description(result))
     return DONE
 
@@ -238,7 +244,7 @@ def networks(pattern: str = "*", /) -> int:
 
     found = matching(pattern)
     if not found:
-        raise InputError(f"no network is called like '{pattern}'; there are {', '.join(ZOO)}")
+        raise unknown("network (of skipway's own)", pattern, ZOO)
     console.print(tables.networks([describe_network(name) for name in found]))
     return DONE
 
@@ -252,12 +258,8 @@ def recipes() -> int:
     return DONE
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+def _print_json(value: Any, indent: int | None = 1) -> None:
+    print(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def _say_bad(bad: dict[str, str]) -> None:

@@ -35,7 +35,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     names = list(known)
     nearest = max(names, key=lambda other: _likeness(name, other), default="")
     hint = f" Did you mean '{nearest}'?" if _likeness(name, nearest)[0] >= 0.4 else ""
-    listed = ", ".join(names) if len(names) <= 24 else ", ".join(names[:24]) + ", ..."
+    if len(names) > 24:
+        names = [*sorted(names, key=lambda other: _likeness(name, other), reverse=True)[:8], "..."]
+    listed = ", ".join(names)
     return InputError(f"unknown {what} '{name}'.{hint} Known: {listed}")
 
 

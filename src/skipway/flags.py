@@ -9,15 +9,17 @@ from skipway.spec import SECTIONS
 
 PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
 BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
+FROM_DATA = {("network", "num_classes"), ("network", "in_channels")}
 
 
-def _flags() -> type:
-    """Every field of the spec as an optional flag: what is not given stays None and changes nothing."""
+def _flags(*sections: str) -> type:
+    """Every field of these sections as an optional flag: what is not given stays None and changes nothing."""
     fields = []
-    for section, cls in SECTIONS.items():
+    for section in sections:
+        cls = SECTIONS[section]
         group, hints = Group(PANELS[section]), get_type_hints(cls)
         for f in dataclasses.fields(cls):
-            if (section, f.name) in BY_NAME:
+            if (section, f.name) in BY_NAME or (len(sections) > 1 and (section, f.name) in FROM_DATA):
                 continue
             kind = hints[f.name]
             listed = get_origin(kind) is tuple
@@ -38,7 +40,8 @@ def _shown_default(value: Any) -> str:
     return f" [default: {text}]" if shown else ""
 
 
-Flags = _flags()
+Flags = _flags(*SECTIONS)
+NetworkFlags = _flags("network")
 
 
 def settings_of(flags: Any, network: str | None) -> dict[str, dict[str, Any]]:

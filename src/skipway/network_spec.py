@@ -162,7 +162,7 @@ def _check_widths(spec: NetworkSpec) -> None:
         if spec.shortcut == "zero_pad" and out < width:
             raise InputError(
                 f"{where} gives {out} channels after {width}: network.shortcut zero_pad can only add channels; "
-                "choose projection"
+                "choose projection, or widths that grow (--stem-width is the first)"
             )
         if spec.weight_standardisation and 1 in (width, spec.inner_width(stage.width)):
             raise InputError(

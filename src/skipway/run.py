@@ -216,6 +216,8 @@ def read_saved(path: str | Path) -> Saved:
     if path.is_dir():
         Run.open(path)
         path = path / "weights.safetensors"
+    elif path.is_file() and path.suffix != ".safetensors":
+        raise InputError(f"{path} is neither a run folder nor its weights.safetensors")
     state, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} holds weights but not the classes, preprocessing and spec of a skipway run")

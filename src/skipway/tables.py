@@ -70,14 +70,20 @@ def _sight(network: "Description") -> list[str]:
     return [f"one pixel of the last feature map sees {seen}x{seen} pixels{more}"] if seen else []
 
 
+def _role(layer: "LayerRow") -> str:
+    """What a layer is for, where it is not the branch's own."""
+    return next((role for role in ("shortcut", "attention") if layer.layer.startswith(role)), "")
+
+
 def _merged(layers: "Sequence[LayerRow]") -> "list[LayerRow]":
     """Rows of convolutions and linear layers, each with what follows it; the last relu of a block is the addition's."""
     rows: list[LayerRow] = []
     for i, layer in enumerate(layers):
         ends = i == len(layers) - 1 or layers[i + 1].part != layer.part
         begins = not rows or rows[-1].part != layer.part or (ends and layer.part.startswith("stage"))
-        if layer.macs or begins:
-            rows.append(layer)
+        if layer.macs or begins or _role(layer) != _role(layers[i - 1]):
+            role = _role(layer)
+            rows.append(dataclasses.replace(layer, kind=f"{role}: {layer.kind}") if role else layer)
         else:
             before = rows[-1]
             rows[-1] = dataclasses.replace(

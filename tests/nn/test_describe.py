@@ -73,18 +73,36 @@ def test_anothers_network_is_described_as_ours_would_be():
     assert next(row.part for row in theirs.layers if row.part.startswith("layer")) == "layer1.0"
     assert theirs.skips == {}
     assert theirs.receptive_field == 0
-    assert theirs.source == "torchvision"
+    assert theirs.source.startswith("torchvision; layers in the order in which they run")
 
 
 def test_attention_counts_in_the_macs_of_a_transformer():
     """ViT-Ti/16 at 224: 1.08 GMACs in its layers (timm's own table), and 12 x 2 x 197^2 x 192 in attention."""
     description = skipway.describe("timm:vit_tiny_patch16_224")
     assert description.parameters == 5_717_416
-    layers = sum(row.macs for row in description.layers)
-    assert round(layers / 1e9, 2) == 1.07
-    assert description.macs == layers + 12 * 2 * 197**2 * 192
+    *layers, beside = description.layers
+    assert round(sum(row.macs for row in layers) / 1e9, 2) == 1.07
+    assert beside.macs == 12 * 2 * 197**2 * 192
+    assert beside.parameters == 192 + 197 * 192  # class token, positions
+    assert description.macs == sum(row.macs for row in description.layers)
+    assert description.parameters == sum(row.parameters for row in description.layers)
 
 
 @pytest.mark.parametrize("size", [32, 33])
 def test_one_image_with_one_last_pixel_can_be_described(size):
     assert skipway.describe("resnet18", image_size=size).layers[-1].output == (1000,)
+
+
+def test_pools_say_their_stride():
+    kinds = {row.layer: row.kind for row in skipway.describe("resnetblur18").layers if row.part == "stem"}
+    assert "max-pool" in kinds.values()
+    assert "max-pool/2" in [row.kind for row in skipway.describe("resnet18").layers]
+
+
+def test_describe_takes_a_network_and_twin_a_name():
+    network = skipway.build("resnet20_b")
+    assert skipway.describe(network) == skipway.describe("resnet20_b")
+    assert skipway.twin("resnet20_b").dropped == (
+        "stage2.block1: projection 16 -> 32, 576 parameters",
+        "stage3.block1: projection 32 -> 64, 2,176 parameters",
+    )

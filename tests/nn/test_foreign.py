@@ -153,7 +153,7 @@ def test_weights_of_a_library_fit_other_classes_and_channels():
         load_weights(network, theirs.state_dict())
     loaded = load_weights(network, theirs.state_dict(), new_head=True)
     assert loaded.changed == (
-        "filters of 3 input channels summed into 1",
+        "input channels 3 -> 1: filters summed",
         "a new head for 3 classes, in place of 1000",
     )
     assert torch.equal(network.get_parameter("layer1.0.conv1.weight"), theirs.get_parameter("layer1.0.conv1.weight"))

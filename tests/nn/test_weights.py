@@ -148,6 +148,17 @@ def test_input_channels_change_on_load(how, scale):
     assert wide.get_parameter("stem.conv.weight").shape == (16, 4, 3, 3)
 
 
+def test_weights_of_something_else_and_files_of_other_kinds_are_named(tmp_path):
+    network = skipway.build("tutorial")
+    with pytest.raises(InputError, match=r"none of the network's tensors, .* it has a, b, \.\.\. \(2 in all\)"):
+        load_weights(network, {"a": torch.zeros(1), "b": torch.zeros(2)})
+    with pytest.raises(InputError, match="ends in .safetensors"):
+        save_weights(network, tmp_path / "w.pth")
+    (tmp_path / "net.py").write_text("import torch")
+    with pytest.raises(InputError, match="is no weights file"):
+        read_weights(tmp_path / "net.py")
+
+
 def test_classes_change_on_load_only_where_asked():
     old, new = skipway.build("resnet20", seed=1), skipway.build("resnet20", num_classes=3, seed=2)
     before = {k: v.clone() for k, v in new.state_dict().items()}

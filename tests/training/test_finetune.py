@@ -71,8 +71,10 @@ def test_freeze_takes_the_parts_up_to_the_named_one(upto, last, learning):
     free = next(part for part in parts(network) if all(p.requires_grad for p in part.parameters))
     assert free.name == learning
     assert not any(p.requires_grad for part in frozen for p in part.parameters)
-    (note,) = frozen_note(network, frozen)
+    (note,) = frozen_note(network, frozen, fresh=False)
     assert f"frozen up to {last}: " in note
+    assert "warning" not in note
+    assert "warning: what is frozen has fresh weights" in frozen_note(network, frozen, fresh=True)[0]
     spec = dataclasses.replace(TrainSpec(), lr=0.1)
     held = [p for group in make_optimizer(network, spec).param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}

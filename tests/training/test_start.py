@@ -45,7 +45,7 @@ def test_th_file_with_other_channels_and_classes_trains(skipway, colour_file):
     assert result.code == 0, result.err
     for words in (
         f"weights from {colour_file} (in the cifar layout)",
-        "filters of 3 input channels summed into 1",
+        "input channels 3 -> 1: filters summed",
         "a new head for 10 classes, in place of 7",
         "stem cifar: that of the given weights",
     ):
@@ -147,7 +147,7 @@ def test_head_of_a_run_is_matched_by_class_name(trained, photos, tmp_path):
     }
     run = skipway.train(photos, settings=settings, out=tmp_path / "run", console=Console(file=io.StringIO()))
     assert run.classes == ("bees", "wasps", "zebras")
-    assert "a new head: 1 of 3 classes known to the given weights, by name" in run.summary["chosen"]
+    assert "a new head: 1 of 3 classes taken over from the given weights, by name" in run.summary["chosen"]
     old, new = (
         model.network.get_parameter("head.linear.weight") for model in (load_model(trained.folder), run.model())
     )

@@ -1,8 +1,9 @@
 """What a network is made of: layers with shapes, parameters and multiply-accumulates, and where the skips run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec, StageSpec
 from skipway.nn.block import Block, BlockShape, block_shapes
 from skipway.nn.description import Description, LayerRow, kind_of, macs_of
 from skipway.nn.layers import BlurPool
-from skipway.nn.network import Head
+from skipway.nn.network import Head, ResNet
 from skipway.nn.shortcut import Projection, ZeroPad
 from skipway.nn.stem import make_stem
 from skipway.nn.trace import trace
@@ -22,11 +23,13 @@ from skipway.nn.zoo import ZOO, find, resolve_stem
 FAMILY_SIZE = dict.fromkeys(STEM_DOWNSAMPLING, 224)  # pixels at which a family is counted; 32 for the rest
 
 
-def describe(network: str | NetworkSpec | ForeignSpec, *, image_size: int = 0, batch_size: int = 1) -> Description:
+def describe(
+    network: str | NetworkSpec | ForeignSpec | ResNet, *, image_size: int = 0, batch_size: int = 1
+) -> Description:
     """Describe a network without allocating it; another's is made, and run on one image.
 
     Args:
-        network: a zoo name, timm:NAME, torchvision:NAME, python:module:function, or a spec.
+        network: a zoo name, timm:NAME, torchvision:NAME, python:module:function, a spec, or a network of ours.
         image_size: pixels a side; 0: 32 for the cifar stem, 224 for the imagenet stem and for others' networks.
         batch_size: images that the activation memory is counted for.
 
@@ -42,7 +45,7 @@ def describe(network: str | NetworkSpec | ForeignSpec, *, image_size: int = 0, b
     """
     if is_foreign(network):
         network = ForeignSpec(str(network), num_classes=1000)
-    spec = find(network) if isinstance(network, str) else network
+    spec = find(network) if isinstance(network, str) else network.spec if isinstance(network, ResNet) else network
     if not isinstance(image_size, int) or not 0 <= image_size <= 65536:
         raise InputError(f"image_size must be between 1 and 65536, got {image_size}")
     if not isinstance(batch_size, int) or not 1 <= batch_size <= 10**6:
@@ -68,6 +71,20 @@ def describe(network: str | NetworkSpec | ForeignSpec, *, image_size: int = 0, b
         activation_bytes=walk.saved,
         warning=resolve_stem(spec, size)[1].removeprefix("warning: "),
     )
+
+
+def changed(network: Any, changes: Mapping[str, Any]) -> Any:
+    """A network's spec with some fields changed; another's, which has none of them, only as it is.
+
+    Raises:
+        InputError: an unknown name, or fields that a network of another's does not have.
+    """
+    if not changes:
+        return network
+    if is_foreign(network) or isinstance(network, ForeignSpec):
+        raise InputError(f"the network is made by its own library: {', '.join(changes)} cannot be changed")
+    spec = find(network) if isinstance(network, str) else network
+    return replace(spec, name="custom", **changes)
 
 
 class _Walk:

@@ -83,11 +83,14 @@ def kind_of(module: nn.Module) -> str:
         size, stride, dilation = module.kernel_size[0], module.stride[0], module.dilation[0]
         marks = (f"/{stride}" if stride > 1 else "") + (f" dilated {dilation}" if dilation > 1 < size else "")
         return f"conv {size}x{size}{marks}" + (f" in {module.groups} groups" if module.groups > 1 else "")
+    if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+        stride = module.stride if isinstance(module.stride, int) else module.stride[0]
+        name = "max-pool" if isinstance(module, nn.MaxPool2d) else "average-pool"
+        return f"{name}/{stride}" if stride > 1 else name
     return KINDS.get(type(module).__name__, type(module).__name__.lower())
 
 
 KINDS = {
-    "AvgPool2d": "average-pool/2",
     "BatchNorm2d": "norm",
     "BlurPool": "blur/2",
     "ConstantPad2d": "padding",
@@ -96,7 +99,6 @@ KINDS = {
     "FixupBias": "bias",
     "FixupNorm": "scale, bias",
     "GroupNorm": "group norm",
-    "MaxPool2d": "max-pool/2",
     "PixelUnshuffle": "space to depth/4",
     "ZeroPad": "zero pad",
 }

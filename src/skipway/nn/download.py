@@ -1,5 +1,6 @@
 """Published weights by name: `torchvision:IMAGENET1K_V2`, `timm:resnet50.a1_in1k`. Those libraries fetch and keep."""
 
+import logging
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -55,6 +56,7 @@ def _timm(weights: str, name: str, foreign: ForeignSpec | None, image_size: int)
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(config.hf_hub_id, "model.safetensors")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the message below says it once
     try:
         if foreign is not None and foreign.library == "timm":
             return build_foreign(foreign, image_size=image_size, pretrained=name).state_dict()

@@ -72,9 +72,11 @@ def save(description: Description, path: Path) -> None:
     """Draw a network in a new file.
 
     Raises:
-        InputError: the file exists; it stays as it is.
+        InputError: the file exists (it stays as it is), or is not called .svg.
         OSError: the file cannot be written.
     """
+    if path.suffix != ".svg":
+        raise InputError(f"the picture is an SVG: name a file that ends in .svg, not {path}")
     picture = draw(description)
     try:
         with path.open("x", encoding="utf-8") as file:

@@ -169,7 +169,7 @@ def check_logits(network: nn.Module, spec: ForeignSpec, image_size: int) -> None
 def _cannot(spec: ForeignSpec, image_size: int, error: Exception) -> InputError:
     size = f"{image_size}x{image_size}" if image_size else "such"
     return InputError(
-        f"network {spec.name} cannot take {spec.in_channels}x{size} images: {_said(error)}. "
+        f"network {spec.name} cannot take {spec.in_channels}x{size} images: {_said(error).rstrip('.')}. "
         "Another --image-size may suit it (a ViT wants a multiple of its patch)"
     )
 

@@ -11,13 +11,14 @@ from skipway.nn.description import Description, LayerRow, kind_of, macs_of
 from skipway.nn.foreign import build_foreign, check_logits
 
 SOURCES = {"timm": "timm", "torchvision": "torchvision", "python": "your own code"}
+ORDER = "layers in the order in which they run; branches and skips are its own and not shown"
 
 
 def trace(spec: ForeignSpec, image_size: int, batch_size: int) -> Description:
     """Describe another's network.
 
-    Its skips and receptive field are not known. The MACs in all count the products of attention too, which belong
-    to no layer.
+    Its skips and receptive field are not known. What belongs to no layer, such as attention's products and class
+    tokens, has the last row.
 
     Args:
         spec: which.
@@ -47,14 +48,17 @@ def trace(spec: ForeignSpec, image_size: int, batch_size: int) -> Description:
             module.register_forward_hook(lambda module, _, output, name=name: watch(name, module, output))
     with torch.no_grad(), FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(_MATH):
         network.eval()(x[:1])
-    macs = counter.get_total_flops() // 2
+    macs, parameters = counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
+    beside = (parameters - sum(row.parameters for row in layers), macs - sum(row.macs for row in layers))
+    if any(beside):
+        layers.append(LayerRow("beside", "", "products of attention, tokens, scales", (), *beside, 0))
     return Description(
         name=spec.name,
-        source=SOURCES[spec.library],
+        source=f"{SOURCES[spec.library]}; {ORDER}",
         input=(spec.in_channels, image_size, image_size),
         layers=tuple(layers),
         skips={},
-        parameters=sum(p.numel() for p in network.parameters()),
+        parameters=parameters,
         macs=macs,
         flops=2 * macs,
         batch_size=batch_size,

@@ -48,13 +48,13 @@ def _presupposing(network: NetworkSpec) -> list[str]:
     return [name for name, off in _NEEDS_A_SKIP.items() if getattr(network, name) != off]
 
 
-def twin(network: NetworkSpec) -> Twin:
+def twin(network: "str | NetworkSpec") -> Twin:
     """The plain twin of a network: y = relu(F(x)), layer for layer the same (He et al. 2015, section 4.1).
 
     With zero-padded shortcuts, which have no parameters, the two have equally many.
 
     Args:
-        network: a residual network.
+        network: a residual network, or its name in the zoo.
 
     Returns:
         A Twin.
@@ -69,6 +69,10 @@ def twin(network: NetworkSpec) -> Twin:
         >>> twin(find("resnet20_b")).dropped[0]
         'stage2.block1: projection 16 -> 32, 576 parameters'
     """
+    if isinstance(network, str):
+        from skipway.nn.zoo import find  # which is made with this function
+
+        network = find(network)
     if network.shortcut == "none":
         raise InputError(f"network {network.name} has no skips already: it is a plain twin itself")
     changes = {name: _NEEDS_A_SKIP[name] for name in _presupposing(network)}

@@ -72,13 +72,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
+            if path.read_bytes()[:1] not in (b"\x80", b"P"):  # of a pickle, of a zip file
+                raise InputError(f"{path} is no weights file (.safetensors, .pth, .pt, .th)") from error
             raise InputError(
                 f"{path} is refused: it is a pickle that holds more than tensors, and opening it could run code. "
                 "Save its state dict alone as safetensors"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{path} cannot be read as weights: {str(error).strip() or 'it is empty or cut off'}"
+                f"{path} cannot be read as weights: it is empty, cut off or no weights file ({error!r:.80})"
             ) from error
     return _unwrap(found, path)
 
@@ -131,6 +133,8 @@ def save_weights(network: ResNet, path: str | Path, *, layout: str = "skipway") 
         InputError: the file exists or cannot be written, or an unknown layout.
     """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"weights are written as safetensors: name a file that ends in .safetensors, not {path}")
     if path.exists():
         raise InputError(f"{path} exists; name a new file")
     state = to_layout(network.state_dict(), network.spec, layout)
@@ -174,6 +178,12 @@ def load_weights(
     given = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     own = network.state_dict()
     layout, theirs = _names_in(given, network) if isinstance(network, ResNet) else ("own", {key: key for key in own})
+    if not any(name in given for name in theirs.values()):
+        shown = ", ".join([*given][:3])
+        raise InputError(
+            f"{source} has none of the network's tensors, under its own names or those of "
+            f"{', '.join(LAYOUTS)}; it has {shown}, ... ({len(given)} in all)"
+        )
     state: dict[str, Tensor] = {}
     changed: list[str] = []
     for key, name in theirs.items():
@@ -229,7 +239,7 @@ def _fit_channels(state: dict[str, Tensor], own: State, how: str, changed: list[
         return  # it does not fit for another reason, which the check names
     total = given.sum(1, keepdim=True) / (theirs if how == "average" else 1)
     state[key] = (total / (ours if how == "sum" else 1)).expand(-1, ours, -1, -1).contiguous()
-    changed.append(f"filters of {theirs} input channels {how}{'d' if how[-1] == 'e' else 'med'} into {ours}")
+    changed.append(f"input channels {theirs} -> {ours}: filters {'averaged' if how == 'average' else 'summed'}")
 
 
 def _fit_classes(state: dict[str, Tensor], own: State, head: str, changed: list[str]) -> None:

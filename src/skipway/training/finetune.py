@@ -71,21 +71,24 @@ def freeze(network: nn.Module, upto: str) -> list[Part]:
             names = [name for part in found[:-1] for name in (part.name.split(".")[0], part.name)]
             raise unknown("part to freeze (train.freeze)", upto, ["backbone", *dict.fromkeys(names)])
         last = named[-1]
-    if last >= len(found) - 1 or last < 0:
-        raise InputError(f"train.freeze {upto} leaves nothing to learn, or nothing to freeze")
+    if last < 0:
+        raise InputError(f"train.freeze {upto}: the network has no parts before its head that could be frozen")
+    if last >= len(found) - 1:
+        raise InputError(f"train.freeze {upto} leaves nothing to learn; freeze 'backbone' at most")
     for part in found[: last + 1]:
         for p in part.parameters:
             p.requires_grad_(False)
     return found[: last + 1]
 
 
-def frozen_note(network: nn.Module, frozen: list[Part]) -> list[str]:
-    """One sentence for what does not learn; nothing where all does."""
+def frozen_note(network: nn.Module, frozen: list[Part], *, fresh: bool) -> list[str]:
+    """One sentence for what does not learn; nothing where all does. `fresh`: no weights were given."""
     if not frozen:
         return []
     total = sum(p.numel() for p in network.parameters())
     learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return [f"frozen up to {frozen[-1].name}: {learning:,} of {total:,} parameters learn"]
+    warning = "; warning: what is frozen has fresh weights, --weights would give it others" if fresh else ""
+    return [f"frozen up to {frozen[-1].name}: {learning:,} of {total:,} parameters learn{warning}"]
 
 
 def rate_shares(network: nn.Module, layer_decay: float) -> dict[int, float]:

@@ -65,7 +65,7 @@ class Trainer:
         network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
         frozen = freeze(network, spec.train.freeze)
         self.frozen = [module for part in frozen for module in part.modules]
-        self.notes = [*plan.notes, *started, *frozen_note(network, frozen)]
+        self.notes = [*plan.notes, *started, *frozen_note(network, frozen, fresh=not spec.train.weights)]
         layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.layout = layout
         self.network: nn.Module = network.to(self.device).to(memory_format=layout)

@@ -63,11 +63,21 @@ def make_plan(asked: RunSpec) -> Plan:
         network, note = _settle_stem(network, given, size)
         notes += [note] if note else []
         _check_network(network, size, asked.train.batch_size)
+        notes += _normless_note(network)
     device = choose_device(asked.train.device)
     train, train_notes = _settle_train(asked.train, len(splits.train), device)
     data = dataclasses.replace(asked.data, image_size=size)
     spec = dataclasses.replace(asked, data=data, network=network, train=train)
     return Plan(spec, source, splits, device, tuple(notes + train_notes), given)
+
+
+def _normless_note(network: NetworkSpec) -> list[str]:
+    if network.norm != "none" or network.init == "fixup" or network.branch_scale != "none" or network.depth < 10:
+        return []
+    return [
+        f"warning: {network.depth} blocks without normalisation hardly train as they are; "
+        "--init fixup or --branch-scale skipinit is made for that"
+    ]
 
 
 def _check_network(network: NetworkSpec, size: int, batch_size: int) -> None:

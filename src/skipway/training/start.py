@@ -109,5 +109,6 @@ def _match_classes(
         for name in shared:
             rows[ours.index(name)] = given[theirs.index(name)]
         state[key] = rows
-    kept = f"{len(shared)} of {len(ours)} classes" if shared else "none of the classes"
-    return [f"a new head: {kept} known to the given weights, by name"]
+    if not shared:
+        return ["a new head: the given weights know none of these classes"]
+    return [f"a new head: {len(shared)} of {len(ours)} classes taken over from the given weights, by name"]
