@@ -350,4 +350,4 @@ def test_unknown_split_and_classes(skipway, trained, tmp_path):
 
 
 def test_no_network_of_that_pattern(skipway):
-    expect_refused(skipway("networks", "vgg*"), "no network is called like 'vgg*'")
+    expect_refused(skipway("networks", "vgg*"), "unknown network (of skipway's own) 'vgg*'")

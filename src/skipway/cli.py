@@ -206,15 +206,13 @@ def describe(
     from skipway.nn.describe import changed
     from skipway.nn.describe import describe as describe_network
     from skipway.run import Run, read_saved
-    from skipway.trust import check_trust
 
     spec: Any = network
     if "/" in network or network.endswith(".safetensors") or Path(network, "spec.toml").is_file():
         run_spec = read_saved(network).spec if network.endswith(".safetensors") else Run.open(network).spec
-        check_trust(run_spec.network, trust_code=trust_code)
         spec, image_size = run_spec.network, image_size or run_spec.data.image_size
     spec = changed(spec, settings_of(flags, None).get("network", {}))
-    result = describe_network(spec, image_size=image_size, batch_size=batch_size)
+    result = describe_network(spec, image_size=image_size, batch_size=batch_size, trust_code=trust_code)
     if svg is not None:
         from skipway.nn.drawing import save
 

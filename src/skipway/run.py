@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from skipway.data.preprocess import Preprocess
 from skipway.errors import InputError
 from skipway.nn.foreign import build_any
-from skipway.nn.weights import load_state, read_safetensors
+from skipway.nn.weight_files import read_safetensors
+from skipway.nn.weights import load_state
 from skipway.spec import RunSpec, differences, from_toml, to_toml
 from skipway.trust import check_trust
 
@@ -181,7 +182,7 @@ class Run:
             "preprocess": self.preprocess.to_json(),
             "facts": json.dumps(dict(facts)),
         }
-        self.write_bytes("weights.safetensors", save(_contiguous(state), metadata))
+        self.write_bytes("weights.safetensors", save(dense_copies(state), metadata))
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name
@@ -221,8 +222,14 @@ def read_saved(path: str | Path) -> Saved:
     state, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} holds weights but not the classes, preprocessing and spec of a skipway run")
-    classes = tuple(_from_json(metadata["classes"], path))
-    return Saved(state, from_toml(metadata["spec"]), classes, Preprocess.from_json(metadata["preprocess"]))
+    try:
+        classes = json.loads(metadata["classes"])
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise InputError("its classes are no list of names")
+        preprocess = Preprocess.from_json(metadata["preprocess"])
+        return Saved(state, from_toml(metadata["spec"]), tuple(classes), preprocess)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:  # InputError is a ValueError
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def load_model(path: str | Path, *, trust_code: bool = False) -> Model:
@@ -273,7 +280,7 @@ def _children(base: Path) -> list[Path]:
     return [p for p in base.iterdir() if p.is_dir()] if base.is_dir() else []
 
 
-def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def dense_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors wants them: on the CPU, dense, none sharing memory."""
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 

@@ -1,9 +1,12 @@
 """Code of the user's that a network is made by: run where the user named it, asked about where a run names it.
 
 A run folder may come from anyone, and `python:module:function` in it would run whatever goes by that name here. So
-a name is trusted once its user has typed it (or said --trust-code), together with the place that it was found in.
+a name is trusted once its user has typed it for training (or trained with --trust-code), together with the place where
+the module lies and its content: other code under that name is asked about again.
 """
 
+import contextlib
+import hashlib
 import importlib.machinery
 import json
 import os
@@ -30,18 +33,35 @@ def find_code(spec: ForeignSpec) -> str:
             f"network {spec.name}: there is no module {top} in this folder or on Python's path; "
             f"go where {top}.py is, or put its folder on PYTHONPATH"
         )
-    return str(found.origin or list(found.submodule_search_locations or []))
+    return code_place(found)
+
+
+def code_place(found: importlib.machinery.ModuleSpec | None) -> str:
+    """A module's file, or a package's folders, as text."""
+    return str(found and (found.origin or [*(found.submodule_search_locations or [])]))
 
 
 def trust(spec: object) -> None:
-    """Remember that the user named this code. Other networks need no trust."""
+    """Remember that the user named this code; where that cannot be written down, it is asked about again."""
     if isinstance(spec, ForeignSpec) and spec.library == "python":
-        entry = [spec.name, find_code(spec)]
-        known = _known()
+        entry, known = _entry(spec), _known()
         if entry not in known:
             path = cache_folder() / NAME
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps([*known, entry], indent=1))
+            beside = path.with_name(f".{NAME}.{os.getpid()}")
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                beside.write_text(json.dumps([*known, entry], indent=1))
+                os.replace(beside, path)
+
+
+def _entry(spec: ForeignSpec) -> list[str]:
+    """Name, place, and a hash of the module's file, or of all of a package's."""
+    place = Path(find_code(spec))
+    files = sorted(place.parent.rglob("*.py")) if place.name == "__init__.py" else [place] if place.is_file() else []
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return [spec.name, str(place), digest.hexdigest()]
 
 
 def check_trust(spec: object, *, trust_code: bool) -> None:
@@ -56,19 +76,19 @@ def check_trust(spec: object, *, trust_code: bool) -> None:
     """
     if not isinstance(spec, ForeignSpec) or spec.library != "python":
         return
-    place = find_code(spec)
-    if not trust_code and [spec.name, place] not in _known():
+    entry = _entry(spec)
+    if not trust_code and entry not in _known():
         raise InputError(
-            f"the run's network is made by code, {spec.name}, found here in {place}. If that is the code you mean "
-            "and you trust it, add --trust-code (in Python: trust_code=True)"
+            f"the network is made by code, {spec.name}, found here in {entry[1]}; nobody named it here, or it changed "
+            "since. If that is the code you mean and you trust it, add --trust-code (in Python: trust_code=True)"
         )
 
 
 def _known() -> list[list[str]]:
-    """Pairs of name and place."""
+    """What was named here: name, place, hash."""
     path: Path = cache_folder() / NAME
     try:
         known = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     return known if isinstance(known, list) else []

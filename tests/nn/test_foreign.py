@@ -13,11 +13,12 @@ from torch import nn
 import skipway as package
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
-from skipway.nn.foreign import build_any, build_foreign, check_logits, classifier
+from skipway.nn.foreign import build_any, build_foreign, check_logits, classifiers
 from skipway.nn.weights import load_weights
 from skipway.run import Run
 
 NETS = """
+import torch
 from torch import nn
 
 class Net(nn.Module):
@@ -37,6 +38,51 @@ def pair(num_classes):
         def forward(self, x):
             return super().forward(x), x
     return Pair(num_classes, 3)
+
+def upside(num_classes):
+    class Upside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, num_classes)
+            self.body = nn.Conv2d(3, 4, 3)
+            self.proj = nn.Linear(4, 8)
+        def forward(self, x):
+            return self.fc(self.proj(self.body(x).mean((2, 3))))
+    return Upside()
+
+def tied(num_classes):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, num_classes)
+            self.b.weight = self.a.weight
+        def forward(self, x):
+            return self.fc(self.b(self.a(self.conv(x).mean((2, 3)))))
+    return Tied()
+
+def gain(num_classes):
+    class Row(nn.Sequential):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            self.gain = nn.Parameter(torch.ones(1))
+        def forward(self, x):
+            return super().forward(x) * self.gain
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc = Row(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Linear(8, num_classes)
+        def forward(self, x):
+            return self.fc(self.body(x).mean((2, 3)))
+    return Gain()
+
+def wrapper(num_classes):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = Net(num_classes, 3)
+        def forward(self, x):
+            return self.model(x)
+    return Wrapper()
 
 def fixed():
     return Net(3, 3)
@@ -84,7 +130,7 @@ def test_libraries_networks_take_the_datas_channels_classes_and_size(name, size)
     again, other = (build_foreign(spec, image_size=size, seed=seed).state_dict() for seed in (3, 4))
     assert all(torch.equal(value, again[key]) for key, value in network.state_dict().items())
     assert any(not torch.equal(value, other[key]) for key, value in network.state_dict().items())
-    assert network.get_submodule(classifier(network)).weight.shape[0] == 4  # pyrefly: ignore
+    assert network.get_submodule(classifiers(network)[-1]).weight.shape[0] == 4  # pyrefly: ignore
 
 
 def test_networks_keep_their_librarys_names_and_outputs():
@@ -117,9 +163,9 @@ def test_check_leaves_a_network_as_it_was():
         ("python:nets:none", 32, "has no function none"),
         ("python:nets:number", 32, "must be a torch.nn.Module, got int"),
         ("python:nets:broken", 32, "failed while it was made: KeyError"),
-        ("python:nets:pair", 32, r"must give logits of shape \(2, 10\) for two images, got tuple"),
-        ("python:nets:fixed", 32, r"must give logits of shape \(2, 10\) for two images, got \(2, 3\)"),
-        ("python:nowhere:make", 32, "nowhere cannot be imported: ModuleNotFoundError"),
+        ("python:nets:pair", 32, r"must give logits of shape \(2, 10\) for 2 images, got tuple"),
+        ("python:nets:fixed", 32, r"must give logits of shape \(2, 10\) for 2 images, got \(2, 3\)"),
+        ("python:nowhere:make", 32, "there is no module nowhere in this folder"),
     ],
 )
 def test_networks_that_cannot_be_made_say_why(nets, name, size, message):
@@ -219,8 +265,70 @@ def test_settings_of_ours_are_refused_for_anothers(skipway, photos):
     assert "network timm:test_resnet is made by its own library: act, stages cannot be changed" in result.err
 
 
-def test_classifier_is_the_layer_that_gives_the_logits():
-    assert classifier(package.build("resnet20")) == "head.linear"
-    assert classifier(timm.create_model("test_vit")) == "head"
-    assert classifier(torchvision.models.vgg11()) == "classifier.6"
-    assert classifier(nn.Sequential(nn.Conv2d(1, 1, 1))) == ""
+def test_classifiers_are_the_layers_that_give_the_logits(nets):
+    assert classifiers(package.build("resnet20")) == ("head.linear",)
+    assert classifiers(timm.create_model("test_vit")) == ("head",)
+    assert classifiers(timm.create_model("deit_tiny_distilled_patch16_224")) == ("head", "head_dist")
+    assert classifiers(torchvision.models.vgg11()) == ("classifier.6",)
+    assert classifiers(build_foreign(ForeignSpec("torchvision:squeezenet1_1", num_classes=7))) == ("classifier.1",)
+    assert classifiers(build_foreign(ForeignSpec("python:nets:upside", num_classes=2))) == ("fc",)
+    assert classifiers(nn.Sequential(nn.Conv2d(1, 1, 1))) == ()
+
+
+def test_code_that_changed_is_asked_about_again(skipway, nets, photos, monkeypatch):
+    train = ["train", photos, "--epochs", "1", "--batch-size", "8", "--workers", "0"]
+    assert skipway(*train, "--network", "python:nets:make", "--out", "run").code == 0
+    with pytest.raises(InputError, match="failed while it was made"):
+        package.describe("python:nets:broken")
+    nets.write_text(NETS + "\n")
+    assert "or it changed since" in skipway("evaluate", "run").err
+    with pytest.raises(InputError, match="trust_code=True"):
+        package.describe(Run.open("run").spec.network)
+    assert package.describe(Run.open("run").spec.network, trust_code=True).parameters > 0
+    assert skipway(*train, "--network", "python:nets:make", "--out", "again").code == 0
+    assert skipway("evaluate", "run").code == 0
+
+
+def test_users_code_leaves_torch_as_it_was(nets):
+    nets.write_text(
+        NETS + "\nimport sys, torch\nsys.path.clear()\ntorch.set_default_dtype(torch.float64)\n_ = make(2)\n"
+    )
+    first, again = (build_foreign(ForeignSpec("python:nets:make"), seed=4).state_dict() for _ in range(2))
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert torch.get_default_dtype() == torch.float32
+    assert __import__("sys").path
+
+
+def test_another_module_of_the_name_is_not_taken_for_it(nets, tmp_path, monkeypatch):
+    build_foreign(ForeignSpec("python:nets:make"))
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="another module of that name is loaded already"):
+        build_foreign(ForeignSpec("python:nets:make"))
+
+
+def test_batches_of_one_are_tried_before_training(skipway, photos):
+    flags = ["--network", "timm:test_resnet", "--batch-size", "1", "--image-size", "16", "--epochs", "1"]
+    result = skipway("train", photos, *flags, "--out", "run")
+    assert (result.code, Path("run").exists()) == (2, False), result.out
+    assert "more than 1 value per channel" in result.err
+
+
+@pytest.mark.parametrize("name", ["tied", "gain", "wrapper"])
+def test_odd_networks_train_and_go_on_from_their_own_weights(skipway, photos, nets, name):
+    flags = [
+        "train",
+        photos,
+        "--network",
+        f"python:nets:{name}",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+    ]
+    assert skipway(*flags, "--out", "run").code == 0
+    result = skipway(*flags, "--weights", "run", "--freeze", "backbone", "--out", "more")
+    assert result.code == 0, result.err
+    assert skipway(*flags, "--weights", "run", "--layer-decay", "0.5", "--out", "third").code == 0

@@ -6,7 +6,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +13,8 @@ import skipway
 from skipway.errors import InputError
 from skipway.nn.layouts import LAYOUTS
 from skipway.nn.network import skeleton
-from skipway.nn.weights import load_weights, read_weights, save_weights, to_layout
+from skipway.nn.weight_files import read_weights
+from skipway.nn.weights import load_weights, save_weights, to_layout
 from skipway.nn.zoo import ZOO, dilated, find
 
 TORCHVISION = [
@@ -155,7 +155,7 @@ def test_weights_of_something_else_and_files_of_other_kinds_are_named(tmp_path):
     with pytest.raises(InputError, match="ends in .safetensors"):
         save_weights(network, tmp_path / "w.pth")
     (tmp_path / "net.py").write_text("import torch")
-    with pytest.raises(InputError, match="is no weights file"):
+    with pytest.raises(InputError, match="damaged or no weights file"):
         read_weights(tmp_path / "net.py")
 
 
@@ -209,5 +209,32 @@ def test_files_that_are_no_weights_are_refused(tmp_path, content, message):
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(InputError, match="holds no weights"):
         read_weights(tmp_path / "none.pth")
-    save_file({"model.a": torch.zeros(2)}, tmp_path / "w.safetensors")
-    assert [*read_weights(tmp_path / "w.safetensors")] == ["a"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module.", "net.", "backbone."])
+@pytest.mark.parametrize("layout", ["skipway", "torchvision"])
+def test_prefixes_of_wrappers_are_taken_off_where_the_network_has_none(prefix, layout):
+    network, other = skipway.build("tutorial", seed=1), skipway.build("tutorial")
+    state = {f"{prefix}{k}": v for k, v in to_layout(network.state_dict(), network.spec, layout).items()}
+    assert load_weights(other, state | {"n_averaged": torch.tensor(3)}).layout == layout
+    assert torch.equal(network.get_parameter("stem.conv.weight"), other.get_parameter("stem.conv.weight"))
+    wrapped = nn.Sequential()
+    wrapped.add_module("model", nn.Linear(2, 2))
+    assert load_weights(wrapped, {k: v + 1 for k, v in wrapped.state_dict().items()}).layout == "own"
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (torch.full((10,), torch.nan), "holds numbers that are not finite"),
+        (torch.zeros(10, dtype=torch.complex64), "is complex"),
+        (torch.zeros(10).to_sparse(), "is no plain tensor in memory"),
+        (torch.zeros(10, device="meta"), "is no plain tensor in memory"),
+        (torch.zeros(()), r"is \[\], the network's is \[10\]"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(value, why):
+    network = skipway.build("tutorial")
+    state = dict(network.state_dict()) | {"head.linear.bias": value}
+    with pytest.raises(InputError, match=f"head.linear.bias {why}"):
+        load_weights(network, state, new_head=True)

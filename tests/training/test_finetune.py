@@ -93,7 +93,7 @@ def test_freeze_refuses_what_makes_no_sense(upto, message):
 
 
 def test_freeze_refuses_a_network_that_is_all_head():
-    with pytest.raises(InputError, match="nothing to freeze"):
+    with pytest.raises(InputError, match="no parts before its head"):
         freeze(nn.Sequential(nn.Linear(2, 2)), "backbone")
     assert freeze(skipway.build("tutorial"), "") == []
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from safetensors.torch import save_file
 import skipway
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
-from skipway.nn.weights import load_weights, read_safetensors, read_weights, save_weights, to_layout
+from skipway.nn.weight_files import read_safetensors, read_weights
+from skipway.nn.weights import load_weights, save_weights, to_layout
 from skipway.run import Run, load_model
 from skipway.training.loop import Trainer
 from skipway.training.progress import StopRequested
@@ -70,7 +72,7 @@ def test_first_step_sees_the_given_weights(colour_file, how, monkeypatch):
     monkeypatch.setattr(Trainer, "_step", stop)
     settings = {"train": {"weights": str(colour_file), "weight_channels": how, "epochs": 1}}
     skipway.train("fashion-sample", network=NETWORK, settings=settings, console=Console(file=io.StringIO()))
-    given = read_weights(colour_file)
+    given = {name.removeprefix("module."): value for name, value in read_weights(colour_file).items()}
     torch.testing.assert_close(held["stages.1.0.conv1.weight"], given["layer2.0.conv1.weight"], rtol=0, atol=0)
     torch.testing.assert_close(held["stem.norm.running_var"], given["bn1.running_var"], rtol=0, atol=0)
     filters = given["conv1.weight"].sum(1, keepdim=True) / (3 if how == "average" else 1)
@@ -135,6 +137,35 @@ def test_cut_run_with_frozen_parts_and_rates_goes_on_to_the_same_bits(photos, tm
     a, b = (tensors(run.folder, "last.safetensors") for run in (whole, part))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("out", ["run", None])
+def test_cut_run_goes_on_though_its_weights_are_gone(photos, monkeypatch, out):
+    made = skipway.build(NETWORK, num_classes=2)
+    save_weights(made, "gone.safetensors")
+    network = replace(NETWORK, stem="auto")
+    settings = {"train": {"weights": "gone.safetensors", "epochs": 2, "batch_size": 8}, "data": {"workers": 0}}
+    steps, original = [0], Trainer._step
+
+    def cut(self: Trainer, *arguments: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 3:
+            raise StopRequested
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", cut)
+    runs = []
+    for _ in range(3):
+        runs.append(
+            skipway.train(photos, network=network, settings=settings, out=out, console=Console(file=io.StringIO()))
+        )
+        Path("gone.safetensors").unlink(missing_ok=True)
+        if len(runs) == 2 and out is None:
+            break  # a third one would be a new run
+    assert runs[1].finished
+    assert runs[0].folder == runs[-1].folder
+    with pytest.raises(InputError, match="no such weights file"):
+        skipway.train(photos, network=network, settings=settings, out="other", console=Console(file=io.StringIO()))
 
 
 def test_head_of_a_run_is_matched_by_class_name(trained, photos, tmp_path):

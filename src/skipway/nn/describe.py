@@ -19,12 +19,17 @@ from skipway.nn.shortcut import Projection, ZeroPad
 from skipway.nn.stem import make_stem
 from skipway.nn.trace import trace
 from skipway.nn.zoo import ZOO, find, resolve_stem
+from skipway.trust import check_trust
 
 FAMILY_SIZE = dict.fromkeys(STEM_DOWNSAMPLING, 224)  # pixels at which a family is counted; 32 for the rest
 
 
 def describe(
-    network: str | NetworkSpec | ForeignSpec | ResNet, *, image_size: int = 0, batch_size: int = 1
+    network: str | NetworkSpec | ForeignSpec | ResNet,
+    *,
+    image_size: int = 0,
+    batch_size: int = 1,
+    trust_code: bool = False,
 ) -> Description:
     """Describe a network without allocating it; another's is made, and run on one image.
 
@@ -32,6 +37,7 @@ def describe(
         network: a zoo name, timm:NAME, torchvision:NAME, python:module:function, a spec, or a network of ours.
         image_size: pixels a side; 0: 32 for the cifar stem, 224 for the imagenet stem and for others' networks.
         batch_size: images that the activation memory is counted for.
+        trust_code: run a python: network's code where a spec names it and nobody named it here before.
 
     Returns:
         A Description.
@@ -43,6 +49,7 @@ def describe(
         >>> describe("tutorial").parameters
         43242
     """
+    check_trust(network, trust_code=trust_code)
     if is_foreign(network):
         network = ForeignSpec(str(network), num_classes=1000)
     spec = find(network) if isinstance(network, str) else network.spec if isinstance(network, ResNet) else network
@@ -51,6 +58,8 @@ def describe(
     if not isinstance(batch_size, int) or not 1 <= batch_size <= 10**6:
         raise InputError(f"batch_size must be between 1 and 1000000, got {batch_size}")
     if isinstance(spec, ForeignSpec):
+        if image_size > 4096:
+            raise InputError(f"image_size must be at most 4096 for others' networks, which are run, got {image_size}")
         return trace(spec, image_size or 224, batch_size)
     size = image_size or FAMILY_SIZE.get(spec.stem, 32)
     spec, _ = resolve_stem(spec, size)

@@ -10,9 +10,12 @@ from skipway.foreign_spec import ForeignSpec
 from skipway.nn.foreign import build_foreign, need
 
 SOURCES = ("torchvision:", "timm:")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inception that only their own recipes train
 
 
-def fetch(weights: str, network: str, foreign: ForeignSpec | None, image_size: int) -> Mapping[str, Tensor]:
+def fetch(
+    weights: str, network: str, foreign: ForeignSpec | None, image_size: int, seed: int = 0
+) -> Mapping[str, Tensor]:
     """A state dict under its library's own names.
 
     Args:
@@ -20,14 +23,15 @@ def fetch(weights: str, network: str, foreign: ForeignSpec | None, image_size: i
         network: the name of the network that they are for.
         foreign: its spec where it is timm's: timm then fits classes, channels and positions itself.
         image_size: pixels a side, for that.
+        seed: of what timm draws anew.
 
     Raises:
         InputError: no such weights, or the download failed; the message says how to bring a file instead.
     """
     library, _, name = weights.partition(":")
-    return (
-        _torchvision(weights, name, network) if library == "torchvision" else _timm(weights, name, foreign, image_size)
-    )
+    if library == "torchvision":
+        return _torchvision(weights, name, network)
+    return _timm(weights, name, foreign, image_size, seed)
 
 
 def _torchvision(weights: str, name: str, network: str) -> Mapping[str, Tensor]:
@@ -40,12 +44,13 @@ def _torchvision(weights: str, name: str, network: str) -> Mapping[str, Tensor]:
         raise unknown(f"weights of torchvision's {theirs}:", name, known.__members__)
     chosen = known[name]
     try:
-        return chosen.get_state_dict(progress=True, check_hash=True)
+        state = chosen.get_state_dict(progress=True, check_hash=True)
+        return {key: value for key, value in state.items() if not key.startswith(_AUXILIARY)}
     except Exception as error:
         raise _failed(weights, error, chosen.url) from error
 
 
-def _timm(weights: str, name: str, foreign: ForeignSpec | None, image_size: int) -> Mapping[str, Tensor]:
+def _timm(weights: str, name: str, foreign: ForeignSpec | None, image_size: int, seed: int) -> Mapping[str, Tensor]:
     timm = need("timm")
     known = timm.list_pretrained()
     if name not in known and name not in {full.partition(".")[0] for full in known}:
@@ -59,7 +64,7 @@ def _timm(weights: str, name: str, foreign: ForeignSpec | None, image_size: int)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the message below says it once
     try:
         if foreign is not None and foreign.library == "timm":
-            return build_foreign(foreign, image_size=image_size, pretrained=name).state_dict()
+            return build_foreign(foreign, image_size=image_size, seed=seed, pretrained=name).state_dict()
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:
         raise _failed(weights, error, url) from error

@@ -3,21 +3,27 @@
 timm and torchvision are imported here and in `download.py` alone, and only when a network of theirs is asked for.
 """
 
+import copy
 import importlib
 import inspect
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from skipway.errors import InputError, unknown
 from skipway.foreign_spec import ForeignSpec
 from skipway.network_spec import NetworkSpec
 from skipway.nn.network import ResNet, build
+from skipway.trust import code_place, find_code
 
+_HEADS = "skipway_heads"  # where a network that was made here keeps the names of its classifiers
 _FAILURES = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError, NotImplementedError)
 
 
@@ -38,10 +44,12 @@ def build_foreign(spec: ForeignSpec, *, image_size: int = 0, seed: int = 0, pret
     """
     make = {"timm": _timm, "torchvision": _torchvision, "python": _python}[spec.library]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = make(spec, image_size, pretrained)
+        network = make(spec, image_size, pretrained, seed)
     if not isinstance(network, nn.Module):
         raise InputError(f"network {spec.name} must be a torch.nn.Module, got {type(network).__name__}")
+    if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
+        raise InputError(f"network {spec.name} has lazy layers: give each its number of inputs")
+    object.__setattr__(network, _HEADS, _find_heads(network, spec.num_classes))  # it travels with copies
     return network.train()
 
 
@@ -52,13 +60,27 @@ def build_any(spec: NetworkSpec | ForeignSpec, *, image_size: int = 0, seed: int
     return build(spec, seed=seed)
 
 
-def classifier(network: nn.Module) -> str:
-    """The name of the layer that gives the logits: ours, the one that timm says, else the last linear layer."""
+def classifiers(network: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that give the logits (distilled transformers have two); () where none is known."""
     if isinstance(network, ResNet):
-        return "head.linear"
+        return ("head.linear",) if network.head.linear is not None else ()
+    found = getattr(network, _HEADS, None)
+    return found if isinstance(found, tuple) else _find_heads(network, 0)
+
+
+def _find_heads(network: nn.Module, num_classes: int) -> tuple[str, ...]:
+    """Those that timm names; else the last linear layer or 1x1 convolution with so many outputs (0: any linear)."""
     named = (getattr(network, "pretrained_cfg", None) or {}).get("classifier")
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    return named if isinstance(named, str) else linear[-1] if linear else ""
+    if named:
+        names = (named,) if isinstance(named, str) else tuple(named)
+        return tuple(name for name in names if name in dict(network.named_modules()))
+    fitting = [
+        name
+        for name, module in network.named_modules()
+        if (isinstance(module, nn.Linear) and module.out_features == (num_classes or module.out_features))
+        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels == num_classes)
+    ]
+    return tuple(fitting[-1:])
 
 
 def need(library: str) -> ModuleType:
@@ -75,14 +97,18 @@ def timm_options(spec: ForeignSpec, image_size: int) -> dict[str, Any]:
     if not timm.is_model(spec.path):
         raise unknown("timm network", spec.path, timm.list_models())
     options: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.in_channels}
-    config = timm.get_pretrained_cfg(spec.path)
+    try:
+        config = timm.get_pretrained_cfg(spec.path)
+    except RuntimeError as error:  # a tag that it does not know
+        raise unknown("timm network", spec.path, timm.list_pretrained()) from error
     if image_size and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
     return options
 
 
-def _timm(spec: ForeignSpec, image_size: int, pretrained: str) -> nn.Module:
+def _timm(spec: ForeignSpec, image_size: int, pretrained: str, seed: int) -> nn.Module:
     options = timm_options(spec, image_size)
+    torch.manual_seed(seed)
     if pretrained:
         return need("timm").create_model(pretrained, pretrained=True, **options)
     try:
@@ -91,7 +117,7 @@ def _timm(spec: ForeignSpec, image_size: int, pretrained: str) -> nn.Module:
         raise _cannot(spec, image_size, error) from error
 
 
-def _torchvision(spec: ForeignSpec, image_size: int, _: str) -> nn.Module:
+def _torchvision(spec: ForeignSpec, image_size: int, _: str, seed: int) -> nn.Module:
     """Their classifiers; the first convolution is drawn anew for other than three channels."""
     models = need("torchvision").models
     known = models.list_models(module=models)
@@ -105,6 +131,7 @@ def _torchvision(spec: ForeignSpec, image_size: int, _: str) -> nn.Module:
         options["image_size"] = image_size
     if image_size and kind == "maxvit":
         options["input_size"] = (image_size, image_size)
+    torch.manual_seed(seed)
     try:
         network = models.get_model(spec.path, **options)
     except _FAILURES as error:
@@ -123,47 +150,65 @@ def _replace_first_conv(network: nn.Module, in_channels: int) -> None:
     setattr(network.get_submodule(parent), last, new)
 
 
-def _python(spec: ForeignSpec, image_size: int, _: str) -> nn.Module:
+def _python(spec: ForeignSpec, image_size: int, _: str, seed: int) -> nn.Module:
     """The user's function, from the current folder or Python's path."""
     module_name, _, function_name = spec.path.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module does at import
-        raise InputError(f"network {spec.name}: {module_name} cannot be imported: {_said(error)}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    make = getattr(module, function_name, None)
-    if not callable(make):
-        raise InputError(f"network {spec.name}: {module.__file__} has no function {function_name}")
+    place = find_code(spec)
     offered = {"num_classes": spec.num_classes, "in_channels": spec.in_channels, "image_size": image_size}
     try:
-        taken = inspect.signature(make).parameters
-        return make(**{name: value for name, value in offered.items() if name in taken})
-    except Exception as error:
+        with _own_folder():
+            module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the user's module does at import
+        raise InputError(f"network {spec.name}: {module_name} cannot be imported: {_said(error)}") from error
+    loaded = code_place(sys.modules[module_name.partition(".")[0]].__spec__)
+    if loaded != place:
+        raise InputError(
+            f"network {spec.name}: another module of that name is loaded already ({loaded}); rename {place}"
+        )
+    make = getattr(module, function_name, None)
+    if not callable(make):
+        raise InputError(f"network {spec.name}: {place} has no function {function_name}")
+    torch.manual_seed(seed)
+    try:
+        with _own_folder():
+            taken = inspect.signature(make).parameters
+            return make(**{name: value for name, value in offered.items() if name in taken})
+    except (Exception, SystemExit) as error:
         raise InputError(f"network {spec.name} failed while it was made: {_said(error)}") from error
 
 
-def check_logits(network: nn.Module, spec: ForeignSpec, image_size: int) -> None:
-    """Try a network on two images of zeros, in training and in evaluation; its state stays as it was.
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """With the current folder first on Python's path; what the user's code changes of torch's state is put back."""
+    path, dtype, grad = [*sys.path], torch.get_default_dtype(), torch.is_grad_enabled()
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+
+
+def check_logits(network: nn.Module, spec: ForeignSpec, image_size: int, *, batch_size: int = 2) -> None:
+    """Try a copy of a network on images of zeros, in evaluation and in training.
 
     Raises:
-        InputError: it cannot take such images, or gives something other than logits.
+        InputError: it cannot take such images, or so few at once, or gives something other than logits.
     """
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    images = torch.zeros(2, spec.in_channels, image_size, image_size)
-    wanted = (2, spec.num_classes)
     try:
+        copied, images = copy.deepcopy(network), torch.zeros(batch_size, spec.in_channels, image_size, image_size)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            outputs = [network.train(mode)(images) for mode in (False, True)]
+            outputs = [copied.train(mode)(images) for mode in (False, True)]
     except Exception as error:  # whatever the network's own code does
         raise _cannot(spec, image_size, error) from error
-    finally:
-        network.load_state_dict(state)
     for output in outputs:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        wanted = (batch_size, spec.num_classes)
         if shape != wanted:
-            raise InputError(f"network {spec.name} must give logits of shape {wanted} for two images, got {shape}")
+            raise InputError(
+                f"network {spec.name} must give logits of shape {wanted} for {batch_size} images, got {shape}"
+            )
 
 
 def _cannot(spec: ForeignSpec, image_size: int, error: Exception) -> InputError:
@@ -174,7 +219,7 @@ def _cannot(spec: ForeignSpec, image_size: int, error: Exception) -> InputError:
     )
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """The first line of what an error says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

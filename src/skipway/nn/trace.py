@@ -1,5 +1,6 @@
 """A description of other people's networks: made, then watched while one image runs through."""
 
+import copy
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def trace(spec: ForeignSpec, image_size: int, batch_size: int) -> Description:
     network = build_foreign(spec, image_size=image_size)
     check_logits(network, spec, image_size)
     x = torch.zeros(2, spec.in_channels, image_size, image_size)
-    saved = _saved_bytes(network.train(), x) // 2
+    saved = _saved_bytes(copy.deepcopy(network).train(), x) // 2
     layers: list[LayerRow] = []
 
     def watch(name: str, module: nn.Module, output: Any) -> None:
@@ -81,10 +82,8 @@ def _saved_bytes(network: nn.Module, x: Tensor) -> int:
             kept[storage._cdata] = storage
         return tensor
 
-    state = {key: value.clone() for key, value in network.state_dict().items()}
     with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(x)
-    network.load_state_dict(state)
     return sum(storage.nbytes() for storage in kept.values())
 
 

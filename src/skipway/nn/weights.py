@@ -1,29 +1,25 @@
-"""Weights from files and to files, under our names or others'; change of input channels and of classes.
+"""Weights into a network and out of it, under our names or others'; change of input channels and of classes."""
 
-safetensors first. A .pth or .th file is a pickle: it is opened by torch's weights-only reader, which refuses
-anything but tensors.
-"""
-
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skipway.errors import InputError, unknown
 from skipway.network_spec import NetworkSpec
-from skipway.nn.foreign import classifier
+from skipway.nn.foreign import classifiers
 from skipway.nn.layouts import LAYOUTS
 from skipway.nn.network import ResNet, skeleton
+from skipway.nn.weight_files import read_weights
 
 State = Mapping[str, Tensor]
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")  # under which checkpoints keep their weights
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")  # that wrappers put before names
+_BESIDE = ("n_averaged",)  # tensors that torch's AveragedModel keeps beside the weights
 _COUNTER = "num_batches_tracked"  # absent in files of torch before 0.4; it only counts
 
 
@@ -38,65 +34,6 @@ class Loaded:
 
     layout: str
     changed: tuple[str, ...]
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"no such weights file or run folder: {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth, .pt or .th file, with wrappers and prefixes taken off.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Name -> tensor, on the CPU.
-
-    Raises:
-        InputError: no such file, damaged, no tensors in it, or a pickle that holds more than tensors.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        found: Any = read_safetensors(path)[0]
-    else:
-        if not path.is_file():
-            raise InputError(f"no such weights file: {path}")
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if path.read_bytes()[:1] not in (b"\x80", b"P"):  # of a pickle, of a zip file
-                raise InputError(f"{path} is no weights file (.safetensors, .pth, .pt, .th)") from error
-            raise InputError(
-                f"{path} is refused: it is a pickle that holds more than tensors, and opening it could run code. "
-                "Save its state dict alone as safetensors"
-            ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{path} cannot be read as weights: it is empty, cut off or no weights file ({error!r:.80})"
-            ) from error
-    return _unwrap(found, path)
-
-
-def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint."""
-    for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
-    if not state:
-        raise InputError(f"{path} holds no weights: there must be a state dict, alone or under 'state_dict'")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
 
 
 def to_layout(state: State, spec: NetworkSpec, layout: str) -> dict[str, Tensor]:
@@ -177,7 +114,7 @@ def load_weights(
     source = source or ("the state dict" if isinstance(weights, Mapping) else str(weights))
     given = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     own = network.state_dict()
-    layout, theirs = _names_in(given, network) if isinstance(network, ResNet) else ("own", {key: key for key in own})
+    given, layout, theirs = _names_in(given, network)
     if not any(name in given for name in theirs.values()):
         shown = ", ".join([*given][:3])
         raise InputError(
@@ -196,28 +133,39 @@ def load_weights(
         given = {name: value for name, value in given.items() if name not in unused}
     _fit_channels(state, own, channels, changed)
     if new_head:
-        _fit_classes(state, own, classifier(network), changed)
+        for head in classifiers(network):
+            _fit_classes(state, own, head, changed)
     check_fit(state, own, given, theirs, source)
     network.load_state_dict(state)
     return Loaded(layout, tuple(changed))
 
 
-def _names_in(given: State, network: ResNet) -> tuple[str, dict[str, str]]:
-    """The layout that a state dict is in, and our name -> its."""
-    spec, own = network.spec, network.state_dict()
-    hits = {name: sum(rename(key, spec) in given for key in own) for name, rename in LAYOUTS.items()}
-    layout = max(hits, key=hits.__getitem__)
-    return layout, {key: LAYOUTS[layout](key, spec) for key in own}
+def _names_in(given: State, network: nn.Module) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """The state dict without what wrappers put before its names, the layout that it is in, and our name -> its.
+
+    Of all ways to read it, that which names most of the network's tensors.
+    """
+    own = network.state_dict()
+    layouts: dict[str, dict[str, str]] = {"own": {key: key for key in own}}
+    if isinstance(network, ResNet):
+        layouts = {name: {key: rename(key, network.spec) for key in own} for name, rename in LAYOUTS.items()}
+    variants = [{name: value for name, value in given.items() if name not in _BESIDE}]
+    for state in variants:  # which grows: prefixes come in rows
+        for prefix in _PREFIXES:
+            if len(variants) < 32 and all(name.startswith(prefix) for name in state):
+                variants.append({name.removeprefix(prefix): value for name, value in state.items()})
+    ways = [(state, name, theirs) for state in variants for name, theirs in layouts.items()]
+    return max(ways, key=lambda way: sum(name in way[0] for name in way[2].values()))
 
 
 def fitting_stem(given: State, spec: NetworkSpec, stems: Sequence[str]) -> str:
     """The first of `stems` whose filters have the sizes of those in a state dict, or "" where none has."""
     for stem in stems:
         network = skeleton(replace(spec, stem=stem))  # pyrefly: ignore[bad-argument-type]
-        _, theirs = _names_in(given, network)
+        state, _, theirs = _names_in(given, network)
         convs = {key: value for key, value in network.stem.state_dict(prefix="stem.").items() if value.ndim == 4}
         if convs and all(
-            theirs[key] in given and given[theirs[key]].shape[2:] == value.shape[2:] for key, value in convs.items()
+            theirs[key] in state and state[theirs[key]].shape[2:] == value.shape[2:] for key, value in convs.items()
         ):
             return stem
     return ""
@@ -230,7 +178,7 @@ def _flat_classifier(value: Tensor, own: Tensor) -> Tensor:
 
 def _fit_channels(state: dict[str, Tensor], own: State, how: str, changed: list[str]) -> None:
     """Other input channels: sum or average the file's filters over theirs, then spread them over ours."""
-    key = next(name for name, value in own.items() if value.ndim == 4)  # the first convolution
+    key = next((name for name, value in own.items() if value.ndim == 4), "")  # the first convolution
     given = state.get(key)
     if given is None or given.ndim != 4 or given.shape[1] == own[key].shape[1]:
         return
@@ -245,7 +193,7 @@ def _fit_channels(state: dict[str, Tensor], own: State, how: str, changed: list[
 def _fit_classes(state: dict[str, Tensor], own: State, head: str, changed: list[str]) -> None:
     """Other classes: the layer that gives the logits stays as it was made."""
     weight = state.get(f"{head}.weight")
-    if weight is None or weight.shape[:1] == own[f"{head}.weight"].shape[:1]:
+    if weight is None or not weight.ndim or weight.shape[0] == own[f"{head}.weight"].shape[0]:
         return
     changed.append(f"a new head for {len(own[f'{head}.weight'])} classes, in place of {len(weight)}")
     for key in own:
@@ -271,12 +219,22 @@ def check_fit(state: State, own: State, given: State, theirs: Mapping[str, str],
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    wrong += [f"{theirs[key]} {why}" for key, value in state.items() if (why := _no_weight(value))]
     used = set(theirs.values())
     wrong += [f"{theirs[key]} is missing" for key in own if key not in state]
     wrong += [f"{name} has no place" for name in given if name not in used and not name.endswith(_COUNTER)]
     if wrong:
         shown = "; ".join(wrong[:6]) + (f"; and {len(wrong) - 6} more" if len(wrong) > 6 else "")
         raise InputError(f"the weights in {source} do not fit the network: {shown}")
+
+
+def _no_weight(value: Tensor) -> str:
+    """What keeps a tensor from being a weight, or ""."""
+    if value.is_meta or value.layout != torch.strided or value.is_quantized:
+        return "is no plain tensor in memory"
+    if value.is_complex():
+        return "is complex"
+    return "" if not value.is_floating_point() or bool(value.isfinite().all()) else "holds numbers that are not finite"
 
 
 def load_state(network: nn.Module, state: State, name: str) -> None:

@@ -9,8 +9,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.nn.weights import load_state, read_safetensors
-from skipway.run import Run
+from skipway.nn.weight_files import read_safetensors
+from skipway.nn.weights import load_state
+from skipway.run import Run, dense_copies
 from skipway.training.optim import Average
 
 NAME = "last.safetensors"
@@ -39,8 +40,7 @@ def save_last(
         tensors |= {f"average.{k}": v for k, v in average.network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    run.write_bytes(NAME, save(tensors, {"position": json.dumps(asdict(position))}))
+    run.write_bytes(NAME, save(dense_copies(tensors), {"position": json.dumps(asdict(position))}))
 
 
 def load_last(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> Position:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from skipway.errors import InputError, unknown
-from skipway.nn.foreign import classifier
+from skipway.nn.foreign import classifiers
 from skipway.nn.network import ResNet
 
 
@@ -28,23 +28,35 @@ def parts(network: nn.Module) -> list[Part]:
     if isinstance(network, ResNet):
         found: list[tuple[str, nn.Module]] = [("stem", network.stem), *network.blocks(), ("head", network.head)]
     else:
-        found = []
-        for name, child in network.named_children():
+        found, top = [], _widest(network)
+        for name, child in top.named_children():
             rows = isinstance(child, (nn.Sequential, nn.ModuleList)) and len(child) > 0
             found += [(f"{name}.{k}", m) for k, m in child.named_children()] if rows else [(name, child)]
-        head = classifier(network)
-        found.sort(key=lambda part: f"{head}.".startswith(f"{part[0]}."))  # stable: only the head moves
+        prefix = next((f"{name}." for name, module in network.named_modules() if module is top and name), "")
+        heads = [f"{head}.".removeprefix(prefix) for head in classifiers(network)]
+        found.sort(key=lambda part: any(head.startswith(f"{part[0]}.") for head in heads))  # stable: heads move back
+        first = min((i for i, part in enumerate(found) if any(h.startswith(f"{part[0]}.") for h in heads)), default=-1)
+        if 0 <= first < len(found) - 1:  # two heads are one part
+            found[first:] = [(found[first][0], nn.ModuleList(module for _, module in found[first:]))]
     taken: set[int] = set()
     made: list[Part] = []
+    inside = {id(p) for _, module in found for p in module.parameters()}
+    beside = [p for p in network.parameters() if id(p) not in inside]
     for name, module in found or [("network", network)]:
-        own = [] if made else [*network.parameters(recurse=False)]
-        new = [p for p in (*own, *module.parameters()) if id(p) not in taken]
+        new = [p for p in (*([] if made else beside), *module.parameters()) if id(p) not in taken]
         taken |= {id(p) for p in new}
         if new or not made:
             made.append(Part(name, (module,), tuple(new)))
         else:
             made[-1] = replace(made[-1], modules=(*made[-1].modules, module))
     return made
+
+
+def _widest(network: nn.Module) -> nn.Module:
+    """What is inside wrappers: where there is one child alone, that child, and so on."""
+    while len(children := [*network.children()]) == 1 and any(True for _ in children[0].children()):
+        network = children[0]
+    return network
 
 
 def freeze(network: nn.Module, upto: str) -> list[Part]:

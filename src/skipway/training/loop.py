@@ -236,7 +236,7 @@ class Trainer:
 
     def _finish(self, view: View) -> None:
         """The test, once, with the best weights; pictures; summary."""
-        best = self.run.network().to(self.device).to(memory_format=self.layout)
+        best = self.run.network(trust_code=True).to(self.device).to(memory_format=self.layout)
         splits, source = self.plan.splits, self.plan.source
         test = None
         if splits.test is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from skipway.errors import InputError
 from skipway.spec import TrainSpec
 from skipway.training.finetune import rate_shares
 
@@ -25,6 +26,8 @@ def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer
     for p in network.parameters():
         if p.requires_grad:
             by_kind.setdefault((shares[id(p)], p.ndim > 1 or spec.decay_norms), []).append(p)
+    if not by_kind:
+        raise InputError("the network has no parameters that could learn")
     groups = [
         {"params": by_kind[kind], "weight_decay": spec.weight_decay if kind[1] else 0.0, "lr_share": kind[0]}
         for kind in sorted(by_kind, reverse=True)

@@ -45,8 +45,12 @@ class Plan:
         return len(self.splits.train) // self.spec.train.batch_size
 
 
-def make_plan(asked: RunSpec) -> Plan:
+def make_plan(asked: RunSpec, *, open_given: bool = True) -> Plan:
     """Open the data and settle size, stem, batch size, rate, precision and device.
+
+    Args:
+        asked: what may leave things open.
+        open_given: read the weights to start from; False for a run that has begun.
 
     Raises:
         InputError: data, network and settings do not go together.
@@ -58,7 +62,7 @@ def make_plan(asked: RunSpec) -> Plan:
     size, why = choose_size(source, asked.data.image_size)
     notes = [_describe_data(asked, source, splits), f"images at {size} pixels: {why}"]
     network = dataclasses.replace(asked.network, num_classes=len(source.classes), in_channels=source.channels)
-    given = open_weights(asked.train, network, size)
+    given = open_weights(asked.train, network, size) if open_given else None
     if isinstance(network, NetworkSpec):
         network, note = _settle_stem(network, given, size)
         notes += [note] if note else []

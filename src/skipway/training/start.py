@@ -1,5 +1,6 @@
 """Where training starts from: fresh weights, or those of a run, of a file, or published ones under a name."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
 from skipway.network_spec import NetworkSpec
 from skipway.nn.download import SOURCES, fetch
-from skipway.nn.foreign import build_any, check_logits, classifier
-from skipway.nn.weights import load_weights, read_safetensors, read_weights
+from skipway.nn.foreign import build_any, check_logits, classifiers
+from skipway.nn.weight_files import read_metadata, read_weights
+from skipway.nn.weights import load_weights
 from skipway.run import FORMAT, Saved, read_saved
 from skipway.spec import RunSpec, TrainSpec
 
@@ -47,22 +49,17 @@ def open_weights(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_siz
         return None
     if name.startswith(SOURCES):
         foreign = network if isinstance(network, ForeignSpec) else None
-        return Given(name, fetch(name, network.name, foreign, image_size))
-    path = Path(name).expanduser()
+        return Given(name, fetch(name, network.name, foreign, image_size, train.seed))
+    path = Path(os.path.expanduser(name))
     if not path.exists():
         raise InputError(
             f"no such weights file or run folder: {name} (published ones are torchvision:IMAGENET1K_V2, "
             "timm:resnet50.a1_in1k, ...)"
         )
-    if path.is_dir() or _is_runs(path):
+    if path.is_dir() or (path.suffix == ".safetensors" and read_metadata(path).get("format") == FORMAT):
         saved = read_saved(path)
         return Given(name, saved.state, saved)
     return Given(name, read_weights(path))
-
-
-def _is_runs(path: Path) -> bool:
-    """Whether a safetensors file is a run's weights.safetensors."""
-    return path.suffix == ".safetensors" and read_safetensors(path)[1].get("format") == FORMAT
 
 
 def make_network(spec: RunSpec, given: Given | None, classes: Sequence[str]) -> tuple[nn.Module, list[str]]:
@@ -82,7 +79,7 @@ def make_network(spec: RunSpec, given: Given | None, classes: Sequence[str]) -> 
     size = spec.data.image_size
     network = build_any(spec.network, image_size=size, seed=spec.train.seed)
     if isinstance(spec.network, ForeignSpec):
-        check_logits(network, spec.network, size)
+        check_logits(network, spec.network, size, batch_size=min(spec.train.batch_size, 2))
     if given is None:
         return network, []
     state, notes = dict(given.state), []
@@ -99,16 +96,20 @@ def _match_classes(
     """A run's head for other classes: rows of classes that both know, by name; the others stay fresh."""
     if tuple(theirs) == tuple(ours):
         return []
-    head = classifier(network)
+    heads, changed = classifiers(network), False
     shared = [name for name in ours if name in theirs]
     for key, own in network.state_dict().items():
         given = state.get(key)
-        if not key.startswith(f"{head}.") or given is None or given.shape[1:] != own.shape[1:]:
+        if given is None or key.rpartition(".")[0] not in heads or given.shape[1:] != own.shape[1:]:
+            continue
+        if given.shape[:1] != (len(theirs),) or own.shape[:1] != (len(ours),):
             continue
         rows = own.clone()
         for name in shared:
             rows[ours.index(name)] = given[theirs.index(name)]
-        state[key] = rows
+        state[key], changed = rows, True
+    if not changed:
+        return ["warning: other classes than the given weights', whose head was not found and stays as it is"]
     if not shared:
         return ["a new head: the given weights know none of these classes"]
     return [f"a new head: {len(shared)} of {len(ours)} classes taken over from the given weights, by name"]

@@ -1,25 +1,29 @@
 """The verb: from what was asked to a trained run."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from skipway.errors import InputError
+from skipway.foreign_spec import ForeignSpec
 from skipway.network_spec import NetworkSpec
+from skipway.nn.stem import STEMS
 from skipway.recipes import Settings, apply, compose
 from skipway.run import Run
 from skipway.spec import RunSpec
 from skipway.training.loop import Trainer
 from skipway.training.place import claimed, find_place
-from skipway.training.plan import make_plan
+from skipway.training.plan import Plan, make_plan
 from skipway.trust import check_trust, trust
 
 
 def train(
     data: str | Path | RunSpec,
     *,
-    network: str | NetworkSpec | None = None,
+    network: str | NetworkSpec | ForeignSpec | None = None,
     recipe: str = "",
     config: str | Path | None = None,
     settings: Settings | None = None,
@@ -54,7 +58,7 @@ def train(
     else:
         asked = compose(str(data), recipe=recipe, config=Path(config) if config else None, settings=settings)
         changes = (settings or {}).get("network", {})
-        if isinstance(network, NetworkSpec):
+        if isinstance(network, (NetworkSpec, ForeignSpec)):
             asked = apply(replace(asked, network=network), {"network": changes})
         elif network:
             asked = apply(asked, {"network": {"name": network, **changes}})
@@ -64,11 +68,34 @@ def train(
     trust(asked.network)
     console = console or Console()
     with console.status(Text(f"reading {asked.data.path}")):
-        plan = make_plan(asked)
+        try:
+            plan = make_plan(asked)
+        except InputError:
+            begun = _begun(asked, Path(out) if out else None)
+            if begun is None:
+                raise
+            plan = begun
     place = find_place(plan.spec, Path(out) if out else None)
     if place.finished:
         text = f"{place.folder} is finished{place.finished}; nothing to do. Choose another --out for a new run."
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return Run.open(place.folder)
     with claimed(place.folder):
-        return Trainer(plan, place.folder, resume=place.resume).fit(console)
+        trainer = Trainer(plan, place.folder, resume=place.resume)
+        del plan  # and with it the weights that were given
+        return trainer.fit(console)
+
+
+def _begun(asked: RunSpec, out: Path | None) -> Plan | None:
+    """The plan of a run that began from weights which cannot be had any more: to go on it does not need them."""
+    if not asked.train.weights:
+        return None
+    open_stem = isinstance(asked.network, NetworkSpec) and asked.network.stem == "auto"
+    for stem in STEMS if open_stem else ("",):
+        spec = apply(asked, {"network": {"stem": stem}}) if stem else asked
+        with suppress(InputError):
+            plan = make_plan(spec, open_given=False)
+            place = find_place(plan.spec, out)
+            if place.resume or place.finished:
+                return plan
+    return None

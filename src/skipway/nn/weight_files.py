@@ -1,0 +1,79 @@
+"""State dicts from files. safetensors first; a .pth or .th file is a pickle, opened by torch's weights-only reader,
+which refuses anything but tensors.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from skipway.errors import InputError
+
+_WRAPPERS = (  # under which checkpoints keep their weights, the first one found
+    *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "state_dict_ema", "model_ema"),
+)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"no such weights file or run folder: {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; its tensors stay where they are. Raises InputError."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth, .pt or .th file, with what checkpoints wrap around them taken off.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name -> tensor, on the CPU.
+
+    Raises:
+        InputError: no such file, damaged, no tensors in it, or a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        found: Any = read_safetensors(path)[0]
+    else:
+        if not path.is_file():
+            raise InputError(f"no such weights file: {path}")
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle raises anything
+            if "global" in str(error).lower() and isinstance(error, pickle.UnpicklingError):
+                raise InputError(
+                    f"{path} is refused: it is a pickle that holds more than tensors, and opening it could run code. "
+                    "Save its state dict alone as safetensors"
+                ) from error
+            raise InputError(f"{path} cannot be read as weights: it is empty, damaged or no weights file") from error
+    return _unwrap(found, path)
+
+
+def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint."""
+    for key in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    if not state:
+        raise InputError(f"{path} holds no weights: there must be a state dict, alone or under 'state_dict'")
+    return state
