@@ -21,11 +21,13 @@ import torch.nn.functional as F
 
 import skipway
 from skipway.nn.zoo import find
+from skipway.training.machine import keep_freed_memory
 
 
 def work(pipe: Connection, options: argparse.Namespace, checkpoint: bool) -> None:
     """Take a step whenever told to; answer with its seconds and the peak of memory so far, in bytes."""
     torch.manual_seed(0)
+    keep_freed_memory()  # as in training
     network = skipway.build(replace(find(options.network), checkpoint=checkpoint)).train()
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, foreach=True)

@@ -12,7 +12,7 @@ from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec, is_foreign
 from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec, StageSpec
 from skipway.nn.block import Block, BlockShape, block_shapes
-from skipway.nn.description import Description, LayerRow, kind_of, macs_of
+from skipway.nn.description import Description, LayerRow, kept_for_backward, kind_of, macs_of
 from skipway.nn.layers import BlurPool
 from skipway.nn.network import Head, ResNet
 from skipway.nn.shortcut import Projection, ZeroPad
@@ -160,18 +160,9 @@ def _watch(spec: NetworkSpec, part: BlockShape | Literal["head"] | None, input: 
     A checkpointed block keeps its input alone.
     """
     leaves: list[tuple[str, nn.Module, tuple[int, ...]]] = []
-    kept: dict[int, torch.UntypedStorage] = {}
     with torch.device("meta"):
         module = make_stem(spec) if part is None else Head(spec) if part == "head" else Block(spec, part)
         x = torch.empty(input)
-    weights = {p.untyped_storage()._cdata for p in module.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
     for name, leaf in module.named_modules():
         if isinstance(leaf, nn.BatchNorm2d):
             leaf.forward = partial(_normalise, leaf)
@@ -179,7 +170,7 @@ def _watch(spec: NetworkSpec, part: BlockShape | Literal["head"] | None, input: 
             leaf.register_forward_hook(
                 lambda leaf, _, output, name=name: leaves.append((name, leaf, tuple(output.shape[1:])))
             )
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_for_backward(module) as kept:
         output = module.train()(x.requires_grad_(part is not None))
     if spec.checkpoint and isinstance(part, BlockShape):
         kept = {x.untyped_storage()._cdata: x.untyped_storage()}

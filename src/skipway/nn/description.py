@@ -1,9 +1,12 @@
 """What a description of a network holds, and how its layers are called and counted."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from skipway.nn.layers import BlurPool
 
@@ -102,3 +105,19 @@ KINDS = {
     "PixelUnshuffle": "space to depth/4",
     "ZeroPad": "zero pad",
 }
+
+
+@contextmanager
+def kept_for_backward(network: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """While open, collects the memory that autograd keeps for a backward pass, besides the network's weights."""
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept

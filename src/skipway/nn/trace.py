@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from skipway.foreign_spec import ForeignSpec
-from skipway.nn.description import Description, LayerRow, kind_of, macs_of
+from skipway.nn.description import Description, LayerRow, kept_for_backward, kind_of, macs_of
 from skipway.nn.foreign import build_foreign, check_logits
 
 SOURCES = {"timm": "timm", "torchvision": "torchvision", "python": "your own code"}
@@ -73,16 +73,7 @@ _MATH = torch.nn.attention.SDPBackend.MATH  # attention as two products, which t
 
 def _saved_bytes(network: nn.Module, x: Tensor) -> int:
     """What a training step on x keeps for its backward pass, besides weights."""
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.random.fork_rng(devices=[]), kept_for_backward(network) as kept:
         network(x)
     return sum(storage.nbytes() for storage in kept.values())
 
