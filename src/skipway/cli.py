@@ -75,12 +75,10 @@ def train(
     """
     from skipway.recipes import compose
     from skipway.training.train import train as run_training
-    from skipway.trust import trust
 
     spec = compose(data or "", recipe=recipe or "", config=config, settings=settings_of(flags, network))
-    if network:
-        trust(spec.network)
-    run = run_training(spec, out=out, console=console, trust_code=trust_code)
+    named_here = network is not None
+    run = run_training(spec, out=out, console=console, trust_code=trust_code or named_here)
     return STOPPED if run.summary.get("status") == "stopped" else DONE
 
 
@@ -205,11 +203,11 @@ def describe(
     """
     from skipway.nn.describe import changed
     from skipway.nn.describe import describe as describe_network
-    from skipway.run import Run, read_saved
+    from skipway.run import read_spec
 
     spec: Any = network
     if "/" in network or network.endswith(".safetensors") or Path(network, "spec.toml").is_file():
-        run_spec = read_saved(network).spec if network.endswith(".safetensors") else Run.open(network).spec
+        run_spec = read_spec(network)
         spec, image_size = run_spec.network, image_size or run_spec.data.image_size
     spec = changed(spec, settings_of(flags, None).get("network", {}))
     result = describe_network(spec, image_size=image_size, batch_size=batch_size, trust_code=trust_code)

@@ -1,6 +1,7 @@
 """The command-line flags of a run, generated from the spec: one for every field, named like it."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Annotated, Any, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
@@ -9,17 +10,17 @@ from skipway.spec import SECTIONS
 
 PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
 BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
-FROM_DATA = {("network", "num_classes"), ("network", "in_channels")}
+FROM_DATA = {("network", "num_classes"), ("network", "in_channels")}  # training takes the data's
 
 
-def _flags(*sections: str) -> type:
-    """Every field of these sections as an optional flag: what is not given stays None and changes nothing."""
+def _flags(sections: Iterable[str], without: set[tuple[str, str]]) -> type:
+    """Every other field of these sections as an optional flag: what is not given stays None and changes nothing."""
     fields = []
     for section in sections:
         cls = SECTIONS[section]
         group, hints = Group(PANELS[section]), get_type_hints(cls)
         for f in dataclasses.fields(cls):
-            if (section, f.name) in BY_NAME or (len(sections) > 1 and (section, f.name) in FROM_DATA):
+            if (section, f.name) in without:
                 continue
             kind = hints[f.name]
             listed = get_origin(kind) is tuple
@@ -40,8 +41,8 @@ def _shown_default(value: Any) -> str:
     return f" [default: {text}]" if shown else ""
 
 
-Flags = _flags(*SECTIONS)
-NetworkFlags = _flags("network")
+Flags = _flags(SECTIONS, BY_NAME | FROM_DATA)
+NetworkFlags = _flags(["network"], BY_NAME)
 
 
 def settings_of(flags: Any, network: str | None) -> dict[str, dict[str, Any]]:

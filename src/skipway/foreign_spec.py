@@ -1,6 +1,7 @@
 """A network that someone else wrote: timm's, torchvision's, or a function of the user's."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from skipway.errors import InputError
@@ -40,6 +41,14 @@ class ForeignSpec:
     def path(self) -> str:
         """What it is called there."""
         return self.name.partition(":")[2]
+
+
+def cannot_change(name: str, fields: Iterable[str]) -> InputError:
+    """The error for settings that only the library which makes a network can change."""
+    return InputError(
+        f"network {name} is made by its own library: {', '.join(sorted(fields))} cannot be changed; "
+        "a network of skipway's has it (`skipway networks`)"
+    )
 
 
 def is_foreign(name: object) -> bool:

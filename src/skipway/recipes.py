@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipway.errors import InputError, unknown
-from skipway.foreign_spec import ForeignSpec, is_foreign
+from skipway.foreign_spec import ForeignSpec, cannot_change, is_foreign
 from skipway.network_spec import NetworkSpec
 from skipway.nn.zoo import ZOO, find
 from skipway.spec import SECTIONS, AugmentSpec, DataSpec, RunSpec, TrainSpec, from_dict, to_dict
@@ -142,12 +142,9 @@ def apply(spec: RunSpec, settings: Settings) -> RunSpec:
 
 def _check_foreign(network: Mapping[str, Any]) -> None:
     """Refuse to change what only the library that made the network can."""
-    extra = sorted({*network} - {f.name for f in dataclasses.fields(ForeignSpec)})
+    extra = {*network} - {f.name for f in dataclasses.fields(ForeignSpec)}
     if is_foreign(network.get("name")) and extra:
-        raise InputError(
-            f"network {network['name']} is made by its own library: {', '.join(extra)} cannot be changed; "
-            "a network of skipway's has it (`skipway networks`)"
-        )
+        raise cannot_change(network["name"], extra)
 
 
 def compose(

@@ -232,6 +232,11 @@ def read_saved(path: str | Path) -> Saved:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
+def read_spec(path: str | Path) -> RunSpec:
+    """What a run was made from, by its folder or its weights.safetensors. Raises InputError."""
+    return Run.open(path).spec if Path(path).suffix != ".safetensors" else read_saved(path).spec
+
+
 def load_model(path: str | Path, *, trust_code: bool = False) -> Model:
     """The network in a weights.safetensors, or in a run folder.
 

@@ -84,6 +84,17 @@ def wrapper(num_classes):
             return self.model(x)
     return Wrapper()
 
+def extra(num_classes):
+    class Extra(Net):
+        def get_extra_state(self):
+            return {"more": "than tensors"}
+    return Extra(num_classes, 3)
+
+def masked(num_classes):
+    net = Net(num_classes, 3)
+    net.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    return net
+
 def fixed():
     return Net(3, 3)
 
@@ -162,6 +173,7 @@ def test_check_leaves_a_network_as_it_was():
         ("torchvision:alexnet", 8, "torchvision:alexnet cannot take 3x8x8 images"),
         ("python:nets:none", 32, "has no function none"),
         ("python:nets:number", 32, "must be a torch.nn.Module, got int"),
+        ("python:nets:extra", 32, "keeps more than tensors in its state dict"),
         ("python:nets:broken", 32, "failed while it was made: KeyError"),
         ("python:nets:pair", 32, r"must give logits of shape \(2, 10\) for 2 images, got tuple"),
         ("python:nets:fixed", 32, r"must give logits of shape \(2, 10\) for 2 images, got \(2, 3\)"),
@@ -314,19 +326,14 @@ def test_batches_of_one_are_tried_before_training(skipway, photos):
     assert "more than 1 value per channel" in result.err
 
 
-@pytest.mark.parametrize("name", ["tied", "gain", "wrapper"])
+@pytest.mark.parametrize("name", ["tied", "gain", "wrapper", "masked"])
 def test_odd_networks_train_and_go_on_from_their_own_weights(skipway, photos, nets, name):
     flags = [
         "train",
         photos,
         "--network",
         f"python:nets:{name}",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "8",
-        "--workers",
-        "0",
+        *["--epochs", "1", "--batch-size", "8", "--workers", "0"],
     ]
     assert skipway(*flags, "--out", "run").code == 0
     result = skipway(*flags, "--weights", "run", "--freeze", "backbone", "--out", "more")

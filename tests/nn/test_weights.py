@@ -226,7 +226,7 @@ def test_prefixes_of_wrappers_are_taken_off_where_the_network_has_none(prefix, l
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (torch.full((10,), torch.nan), "holds numbers that are not finite"),
+        (torch.full((10,), torch.nan), r"holds numbers that are none \(NaN\)"),
         (torch.zeros(10, dtype=torch.complex64), "is complex"),
         (torch.zeros(10).to_sparse(), "is no plain tensor in memory"),
         (torch.zeros(10, device="meta"), "is no plain tensor in memory"),

@@ -117,19 +117,25 @@ def test_layer_wise_rates_move_early_layers_less(skipway, colour_file):
     assert moved["0.1"][0] < moved["0.1"][1] < moved["1"][1]
 
 
-def test_cut_run_with_frozen_parts_and_rates_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch):
-    fine = {"freeze": "stem", "layer_decay": 0.5, "epochs": 3, "optimizer": "adamw", "lr": 0.01}
-    settings = TINY | {"train": TINY["train"] | fine}
-    whole = skipway.train(photos, settings=settings, out=tmp_path / "whole", console=Console(file=io.StringIO()))
+def cut_at(number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stop training before its step of that number, once; how many steps there were stands in the list."""
     steps, original = [0], Trainer._step
 
     def cut(self: Trainer, *arguments: Any) -> Any:
         steps[0] += 1
-        if steps[0] == 7:
+        if steps[0] == number:
             raise StopRequested
         return original(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_step", cut)
+    return steps
+
+
+def test_cut_run_with_frozen_parts_and_rates_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch):
+    fine = {"freeze": "stem", "layer_decay": 0.5, "epochs": 3, "optimizer": "adamw", "lr": 0.01}
+    settings = TINY | {"train": TINY["train"] | fine}
+    whole = skipway.train(photos, settings=settings, out=tmp_path / "whole", console=Console(file=io.StringIO()))
+    steps = cut_at(7, monkeypatch)
     for _ in range(2):
         part = skipway.train(photos, settings=settings, out=tmp_path / "cut", console=Console(file=io.StringIO()))
     assert steps[0] > 7
@@ -145,15 +151,7 @@ def test_cut_run_goes_on_though_its_weights_are_gone(photos, monkeypatch, out):
     save_weights(made, "gone.safetensors")
     network = replace(NETWORK, stem="auto")
     settings = {"train": {"weights": "gone.safetensors", "epochs": 2, "batch_size": 8}, "data": {"workers": 0}}
-    steps, original = [0], Trainer._step
-
-    def cut(self: Trainer, *arguments: Any) -> Any:
-        steps[0] += 1
-        if steps[0] == 3:
-            raise StopRequested
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_step", cut)
+    cut_at(3, monkeypatch)
     runs = []
     for _ in range(3):
         runs.append(

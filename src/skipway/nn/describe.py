@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.foreign_spec import ForeignSpec, is_foreign
+from skipway.foreign_spec import ForeignSpec, cannot_change, is_foreign
 from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec, StageSpec
 from skipway.nn.block import Block, BlockShape, block_shapes
 from skipway.nn.description import Description, LayerRow, kept_for_backward, kind_of, macs_of
@@ -91,7 +91,7 @@ def changed(network: Any, changes: Mapping[str, Any]) -> Any:
     if not changes:
         return network
     if is_foreign(network) or isinstance(network, ForeignSpec):
-        raise InputError(f"the network is made by its own library: {', '.join(changes)} cannot be changed")
+        raise cannot_change(str(getattr(network, "name", network)), changes)
     spec = find(network) if isinstance(network, str) else network
     return replace(spec, name="custom", **changes)
 

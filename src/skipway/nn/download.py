@@ -21,7 +21,7 @@ def fetch(
     Args:
         weights: torchvision:WEIGHTS or timm:NAME.
         network: the name of the network that they are for.
-        foreign: its spec where it is timm's: timm then fits classes, channels and positions itself.
+        foreign: its spec where it is another's; for one of its own timm fits classes, channels and positions itself.
         image_size: pixels a side, for that.
         seed: of what timm draws anew.
 
@@ -61,13 +61,19 @@ def _timm(weights: str, name: str, foreign: ForeignSpec | None, image_size: int,
         from huggingface_hub import hf_hub_url
 
         url = hf_hub_url(config.hf_hub_id, "model.safetensors")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the message below says it once
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the message below says once what it says at each try
     try:
         if foreign is not None and foreign.library == "timm":
             return build_foreign(foreign, image_size=image_size, seed=seed, pretrained=name).state_dict()
         return timm.create_model(name, pretrained=True).state_dict()
+    except InputError:  # of the network, not of its weights
+        raise
     except Exception as error:
         raise _failed(weights, error, url) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _failed(weights: str, error: Exception, url: str) -> InputError:

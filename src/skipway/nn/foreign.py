@@ -24,7 +24,6 @@ from skipway.nn.network import ResNet, build
 from skipway.trust import code_place, find_code
 
 _HEADS = "skipway_heads"  # where a network that was made here keeps the names of its classifiers
-_FAILURES = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError, NotImplementedError)
 
 
 def build_foreign(spec: ForeignSpec, *, image_size: int = 0, seed: int = 0, pretrained: str = "") -> nn.Module:
@@ -49,6 +48,10 @@ def build_foreign(spec: ForeignSpec, *, image_size: int = 0, seed: int = 0, pret
         raise InputError(f"network {spec.name} must be a torch.nn.Module, got {type(network).__name__}")
     if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
         raise InputError(f"network {spec.name} has lazy layers: give each its number of inputs")
+    if not all(isinstance(value, Tensor) for value in network.state_dict().values()):
+        raise InputError(
+            f"network {spec.name} keeps more than tensors in its state dict, which no weights file can hold"
+        )
     object.__setattr__(network, _HEADS, _find_heads(network, spec.num_classes))  # it travels with copies
     return network.train()
 
@@ -113,7 +116,7 @@ def _timm(spec: ForeignSpec, image_size: int, pretrained: str, seed: int) -> nn.
         return need("timm").create_model(pretrained, pretrained=True, **options)
     try:
         return need("timm").create_model(spec.path, **options)
-    except _FAILURES as error:
+    except Exception as error:  # whatever the library says of such a size
         raise _cannot(spec, image_size, error) from error
 
 
@@ -134,7 +137,7 @@ def _torchvision(spec: ForeignSpec, image_size: int, _: str, seed: int) -> nn.Mo
     torch.manual_seed(seed)
     try:
         network = models.get_model(spec.path, **options)
-    except _FAILURES as error:
+    except Exception as error:  # whatever the library says of such a size
         raise _cannot(spec, image_size, error) from error
     if spec.in_channels != 3:
         _replace_first_conv(network, spec.in_channels)

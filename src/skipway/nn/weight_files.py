@@ -3,7 +3,8 @@ which refuses anything but tensors.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,42 @@ from torch import Tensor
 
 from skipway.errors import InputError
 
-_WRAPPERS = (  # under which checkpoints keep their weights, the first one found
-    *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "state_dict_ema", "model_ema"),
-)
+# Under which checkpoints keep their weights; the first one found counts.
+_WRAPPERS = [
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "state_dict_ema",
+    "model_ema",
+]
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file. Raises InputError."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises InputError."""
     if not path.is_file():
         raise InputError(f"no such weights file or run folder: {path}")
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file. Raises InputError."""
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says of itself; its tensors stay where they are. Raises InputError."""
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -234,7 +234,7 @@ def _no_weight(value: Tensor) -> str:
         return "is no plain tensor in memory"
     if value.is_complex():
         return "is complex"
-    return "" if not value.is_floating_point() or bool(value.isfinite().all()) else "holds numbers that are not finite"
+    return "holds numbers that are none (NaN)" if bool(value.isnan().any()) else ""  # masks may be infinite
 
 
 def load_state(network: nn.Module, state: State, name: str) -> None:

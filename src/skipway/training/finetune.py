@@ -25,31 +25,36 @@ def parts(network: nn.Module) -> list[Part]:
     they are written, the layer that gives the logits last; what lies beside them (a class token) goes to the first,
     and what has no parameters to the part before it.
     """
-    if isinstance(network, ResNet):
-        found: list[tuple[str, nn.Module]] = [("stem", network.stem), *network.blocks(), ("head", network.head)]
-    else:
-        found, top = [], _widest(network)
-        for name, child in top.named_children():
-            rows = isinstance(child, (nn.Sequential, nn.ModuleList)) and len(child) > 0
-            found += [(f"{name}.{k}", m) for k, m in child.named_children()] if rows else [(name, child)]
-        prefix = next((f"{name}." for name, module in network.named_modules() if module is top and name), "")
-        heads = [f"{head}.".removeprefix(prefix) for head in classifiers(network)]
-        found.sort(key=lambda part: any(head.startswith(f"{part[0]}.") for head in heads))  # stable: heads move back
-        first = min((i for i, part in enumerate(found) if any(h.startswith(f"{part[0]}.") for h in heads)), default=-1)
-        if 0 <= first < len(found) - 1:  # two heads are one part
-            found[first:] = [(found[first][0], nn.ModuleList(module for _, module in found[first:]))]
+    found = _cut(network) or [("network", [network])]
+    inside = {id(p) for _, modules in found for module in modules for p in module.parameters()}
+    beside = [p for p in network.parameters() if id(p) not in inside]
     taken: set[int] = set()
     made: list[Part] = []
-    inside = {id(p) for _, module in found for p in module.parameters()}
-    beside = [p for p in network.parameters() if id(p) not in inside]
-    for name, module in found or [("network", network)]:
-        new = [p for p in (*([] if made else beside), *module.parameters()) if id(p) not in taken]
-        taken |= {id(p) for p in new}
+    for name, modules in found:
+        own = [*([] if made else beside), *(p for module in modules for p in module.parameters())]
+        new = {id(p): p for p in own if id(p) not in taken}
+        taken |= new.keys()
         if new or not made:
-            made.append(Part(name, (module,), tuple(new)))
+            made.append(Part(name, tuple(modules), tuple(new.values())))
         else:
-            made[-1] = replace(made[-1], modules=(*made[-1].modules, module))
+            made[-1] = replace(made[-1], modules=(*made[-1].modules, *modules))
     return made
+
+
+def _cut(network: nn.Module) -> list[tuple[str, list[nn.Module]]]:
+    """Where a network is cut into parts, and what is between the cuts; two heads are one part."""
+    if isinstance(network, ResNet):
+        own: list[tuple[str, nn.Module]] = [("stem", network.stem), *network.blocks(), ("head", network.head)]
+        return [(name, [module]) for name, module in own]
+    top = _widest(network)
+    rows: list[tuple[str, nn.Module]] = []
+    for name, child in top.named_children():
+        is_row = isinstance(child, (nn.Sequential, nn.ModuleList)) and len(child) > 0
+        rows += [(f"{name}.{k}", m) for k, m in child.named_children()] if is_row else [(name, child)]
+    logits = {id(network.get_submodule(name)) for name in classifiers(network)}
+    head = [(name, module) for name, module in rows if any(id(m) in logits for m in module.modules())]
+    body: list[tuple[str, list[nn.Module]]] = [(name, [m]) for name, m in rows if (name, m) not in head]
+    return [*body, (head[0][0], [module for _, module in head])] if head else body
 
 
 def _widest(network: nn.Module) -> nn.Module:

@@ -109,9 +109,9 @@ def _settle_stem(network: NetworkSpec, given: Given | None, size: int) -> tuple[
         own = ZOO[network.name].spec.stem if network.name in ZOO else "imagenet"
         stem = fitting_stem(given.state, network, list(dict.fromkeys((own, "cifar", *STEM_DOWNSAMPLING))))
         if stem:
-            warning = resolve_stem(dataclasses.replace(network, stem=stem), size)[1]  # pyrefly: ignore
+            settled, warning = resolve_stem(dataclasses.replace(network, stem=stem), size)  # pyrefly: ignore
             said = f"stem {stem}: that of the given weights"
-            return dataclasses.replace(network, stem=stem), f"{said}; {warning}" if warning else said  # pyrefly: ignore
+            return settled, f"{said}; {warning}" if warning else said
     return resolve_stem(network, size)
 
 

@@ -18,6 +18,10 @@ from skipway.run import FORMAT, Saved, read_saved
 from skipway.spec import RunSpec, TrainSpec
 
 
+class NoWeights(InputError):
+    """The weights to start from cannot be had."""
+
+
 @dataclass(frozen=True)
 class Given:
     """Weights to start from.
@@ -42,11 +46,18 @@ def open_weights(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_siz
         image_size: pixels a side.
 
     Raises:
-        InputError: nothing there, damaged, or a download that failed.
+        NoWeights: nothing there, damaged, or a download that failed.
     """
-    name = train.weights
-    if not name:
+    if not train.weights:
         return None
+    try:
+        return _open(train, network, image_size)
+    except InputError as error:
+        raise NoWeights(str(error)) from error
+
+
+def _open(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_size: int) -> Given:
+    name = train.weights
     if name.startswith(SOURCES):
         foreign = network if isinstance(network, ForeignSpec) else None
         return Given(name, fetch(name, network.name, foreign, image_size, train.seed))

@@ -17,6 +17,7 @@ from skipway.spec import RunSpec
 from skipway.training.loop import Trainer
 from skipway.training.place import claimed, find_place
 from skipway.training.plan import Plan, make_plan
+from skipway.training.start import NoWeights
 from skipway.trust import check_trust, trust
 
 
@@ -62,19 +63,12 @@ def train(
             asked = apply(replace(asked, network=network), {"network": changes})
         elif network:
             asked = apply(asked, {"network": {"name": network, **changes}})
-        if network or "name" in changes:
-            trust(asked.network)
+        trust_code = trust_code or bool(network) or "name" in changes  # named here
     check_trust(asked.network, trust_code=trust_code)
     trust(asked.network)
     console = console or Console()
     with console.status(Text(f"reading {asked.data.path}")):
-        try:
-            plan = make_plan(asked)
-        except InputError:
-            begun = _begun(asked, Path(out) if out else None)
-            if begun is None:
-                raise
-            plan = begun
+        plan = _plan(asked, Path(out) if out else None)
     place = find_place(plan.spec, Path(out) if out else None)
     if place.finished:
         text = f"{place.folder} is finished{place.finished}; nothing to do. Choose another --out for a new run."
@@ -86,16 +80,17 @@ def train(
         return trainer.fit(console)
 
 
-def _begun(asked: RunSpec, out: Path | None) -> Plan | None:
-    """The plan of a run that began from weights which cannot be had any more: to go on it does not need them."""
-    if not asked.train.weights:
-        return None
-    open_stem = isinstance(asked.network, NetworkSpec) and asked.network.stem == "auto"
-    for stem in STEMS if open_stem else ("",):
-        spec = apply(asked, {"network": {"stem": stem}}) if stem else asked
-        with suppress(InputError):
-            plan = make_plan(spec, open_given=False)
-            place = find_place(plan.spec, out)
-            if place.resume or place.finished:
-                return plan
-    return None
+def _plan(asked: RunSpec, out: Path | None) -> Plan:
+    """The plan; a run that began from weights which cannot be had any more goes on without them."""
+    try:
+        return make_plan(asked)
+    except NoWeights:
+        open_stem = isinstance(asked.network, NetworkSpec) and asked.network.stem == "auto"
+        for stem in STEMS if open_stem else ("",):  # the weights settled it
+            spec = apply(asked, {"network": {"stem": stem}}) if stem else asked
+            with suppress(InputError):
+                plan = make_plan(spec, open_given=False)
+                place = find_place(plan.spec, out)
+                if place.resume or place.finished:
+                    return plan
+        raise
