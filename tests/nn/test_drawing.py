@@ -200,3 +200,10 @@ def test_clip_keeps_within_the_width():
     for text in ("W" * 50, "il" * 500, "名前" * 40):
         assert clip(text, 100).endswith("…")
         assert extent(clip(text, 100)) <= 100
+
+
+def test_what_is_in_no_layer_stands_beside_the_row_of_parts():
+    svg = draw(describe("timm:test_vit", image_size=32))
+    assert "products of attention" not in svg
+    for words in (">384<", ">19,200<", ">parameters in no layer<", ">1000<"):
+        assert words in svg

@@ -54,7 +54,7 @@ def draw(description: Description) -> str:
         '<svg'
     """
     lanes = lanes_of(description)
-    output = shape_of(description.layers[-1].output)
+    output = shape_of(lanes[-1][-1].rows[-1].output)
     width = 2 * MARGIN + max(MIN_WIDTH, LEFT + max(map(_lane_width, lanes)) + extent(output, TITLE) + 14)
     svg = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "font-family": FONT})
     tell(svg, f"The skeleton of {description.name}")
@@ -135,6 +135,9 @@ def _facts(description: Description) -> list[tuple[str, str]]:
         ("MACs for one image", f"{description.macs:,}"),
         ("FLOPs (2 x MACs)", f"{description.flops:,}"),
     ]
+    for row in description.layers:
+        if not row.output:
+            facts += [("parameters in no layer", f"{row.parameters:,}"), ("MACs in no layer", f"{row.macs:,}")]
     if description.activation_bytes:
         facts.append((f"activations, {images}, fp32", short(description.activation_bytes, "B")))
     if seen:
@@ -160,7 +163,7 @@ def _lanes(svg: Element, description: Description, lanes: Sequence[Sequence[Part
         _turn(svg, end, (x, y + 16), middle)
         y = max(middle + (34 if lane[0].skip is None else 64), _lane_label(svg, lane, middle))
         end = (_lane(svg, lane, middle, TINTS[stages % len(TINTS)]), middle)
-    words(svg, (end[0] + 8, end[1] + 4.5), shape_of(description.layers[-1].output), TITLE)
+    words(svg, (end[0] + 8, end[1] + 4.5), shape_of(lanes[-1][-1].rows[-1].output), TITLE)
     return y
 
 

@@ -79,9 +79,14 @@ def shape_of(shape: tuple[int, ...]) -> str:
 
 
 def lanes_of(description: Description) -> list[list[Part]]:
-    """The rows of the picture: the blocks of a stage share one, every other part has its own."""
+    """The rows of the picture: the blocks of a stage share one, every other part has its own.
+
+    What is no layer, and so has no output, stands beside them.
+    """
     rows: dict[str, list[LayerRow]] = {}
     for row in description.layers:
+        if not row.output:
+            continue
         rows.setdefault(row.part, []).append(row)
     lanes: dict[str, list[Part]] = {}
     for name, layers in rows.items():
