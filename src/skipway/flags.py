@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -25,7 +25,7 @@ def _flags(sections: Iterable[str], without: set[tuple[str, str]]) -> type:
             kind = hints[f.name]
             listed = get_origin(kind) is tuple
             if listed:
-                kind = list[str] if f.name == "stages" else list[float]
+                kind = list[float] if get_args(kind)[0] is float else list[str]
             help_text = f"{f.metadata['help']}{_shown_default(f.default) if section != 'network' else ''}"
             negative = None if kind is bool else ""
             parameter = Parameter(help=help_text, group=group, consume_multiple=listed, negative=negative)

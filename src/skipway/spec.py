@@ -10,50 +10,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
+from skipway.data_spec import AugmentSpec, DataSpec
 from skipway.errors import InputError, unknown
 from skipway.fields import check, option, shown
 from skipway.foreign_spec import ForeignSpec, is_foreign
 from skipway.network_spec import NetworkSpec
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """Which images, at which size, split how."""
-
-    path: str = option("", "a built-in data set's name, or a folder of images or parquet files")
-    image_size: int = option(
-        0,
-        "pixels a side; 0: the images' own where all are alike and at most 64 pixels, else 224",
-        low=0,
-        high=4096,
-    )
-    val_fraction: float = option(
-        0.1, "share of train held out where the data has no validation split", low=0.001, high=0.9
-    )
-    split_seed: int = option(0, "seed of that split", low=0, high=2**62)
-    bad_files: Literal["skip", "stop"] = option("skip", "what to do about files that cannot be read")
-    workers: int = option(-1, "processes that read image files; -1: as many as there are cores, 8 at most", low=-1)
-
-    def __post_init__(self) -> None:
-        check(self, "data")
-
-
-@dataclass(frozen=True)
-class AugmentSpec:
-    """Changes to training images, drawn for each sample from (seed, epoch, index)."""
-
-    flip: bool = option(True, "mirror half of the images")
-    pad_crop: float = option(
-        0.125, "pad by this share of the size, then crop at random: 0.125 is 4 of 32 pixels", low=0, high=0.5
-    )
-    randaugment: int = option(0, "RandAugment: operations an image; 0: off", low=0, high=8)
-    randaugment_magnitude: int = option(9, "RandAugment: strength", low=0, high=30)
-    mixup: float = option(0.0, "mixup: alpha of the Beta distribution; 0: off", low=0)
-    cutmix: float = option(0.0, "cutmix: alpha of the Beta distribution; 0: off", low=0)
-    erasing_rate: float = option(0.0, "share of images with a rectangle erased", low=0, high=1)
-
-    def __post_init__(self) -> None:
-        check(self, "augment")
 
 
 @dataclass(frozen=True)
@@ -75,6 +36,16 @@ class TrainSpec:
     milestones: tuple[float, ...] = option((0.5, 0.75), "multistep: shares of the run after which the rate drops")
     gamma: float = option(0.1, "multistep: factor of each drop", low=0, high=1)
     label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0, high=0.999)
+    loss: Literal["auto", "cross_entropy", "bce", "focal"] = option(
+        "auto", "auto: cross-entropy for one label an image, binary cross-entropy for several; focal: hard ones count"
+    )
+    focal_gamma: float = option(2.0, "focal loss: how much easy images count less", low=0, high=10)
+    class_weights: Literal["none", "balanced", "sqrt"] = option(
+        "none", "weight of a class in the loss: none, inverse to its images, or the root of that"
+    )
+    sampler: Literal["shuffle", "balanced", "sqrt"] = option(
+        "shuffle", "which images an epoch shows: each once, classes equally often, or by the root of their sizes"
+    )
     grad_clip: float = option(0.0, "largest norm of the gradient; 0: off", low=0)
     ema_decay: float = option(0.0, "average of the weights that is validated and kept; 0: off", low=0, high=0.99999)
     precision: Literal["auto", "fp32", "bf16"] = option(
@@ -200,13 +171,13 @@ def from_toml(text: str) -> RunSpec:
 
 
 def differences(old: RunSpec, new: RunSpec) -> list[str]:
-    """The fields in which two runs differ, as `train.epochs: 5 -> 10`; the recipe's name and workers change nothing."""
+    """The fields in which two runs differ, as `train.epochs: 5 -> 10`; the recipe's name, workers and cache change nothing."""
     rows = []
     for section in SECTIONS:
         a, b = getattr(old, section), getattr(new, section)
         fields = dataclasses.fields(a) if type(a) is type(b) else dataclasses.fields(ForeignSpec)
         for f in fields:
             x, y = getattr(a, f.name), getattr(b, f.name)
-            if x != y and f.name != "workers":
+            if x != y and f.name not in ("workers", "cache"):
                 rows.append(f"{section}.{f.name}: {x} -> {y}")
     return rows

@@ -9,6 +9,7 @@ from PIL import Image
 from skipway.data.augment import Augment, _beta
 from skipway.data.folder import FolderSource
 from skipway.data.loader import Batch, MemoryLoader, StreamLoader, make_loader
+from skipway.data.reading import Reading
 from skipway.data.preprocess import Preprocess, choose_size, measure
 from skipway.data.source import ArraySource
 from skipway.errors import InputError, ReadError
@@ -41,14 +42,14 @@ def part(batch: Batch, chosen: list[int]) -> Batch:
 def test_fit_crops_the_middle_square_and_resizes():
     image = torch.zeros(3, 10, 30, dtype=torch.uint8)
     image[:, :, 10:20] = 255
-    fitted = Preprocess(5, 3, (0.0,) * 3, (1.0,) * 3).fit(image)
+    fitted = Preprocess(5, (0.0,) * 3, (1.0,) * 3, Reading(3)).fit(image)
     assert fitted.shape == (3, 5, 5)
     assert fitted.unique().tolist() == [255]
 
 
 def test_fit_resizes_as_pillow_does():
     image = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
-    ours = Preprocess(16, 3, (0.0,) * 3, (1.0,) * 3).fit(image)
+    ours = Preprocess(16, (0.0,) * 3, (1.0,) * 3, Reading(3)).fit(image)
     theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((16, 16), Image.Resampling.BILINEAR)
     difference = (
         ours.permute(1, 2, 0).int()
@@ -58,7 +59,7 @@ def test_fit_resizes_as_pillow_does():
 
 
 def test_fit_survives_extreme_shapes():
-    preprocess = Preprocess(32, 3, (0.0,) * 3, (1.0,) * 3)
+    preprocess = Preprocess(32, (0.0,) * 3, (1.0,) * 3, Reading(3))
     assert preprocess.fit(torch.zeros(3, 1, 100_000, dtype=torch.uint8)).shape == (3, 32, 32)
 
 
@@ -84,7 +85,7 @@ def test_constant_images_do_not_divide_by_zero():
 
 
 def test_preprocess_round_trips_and_damage_is_named():
-    preprocess = Preprocess(224, 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    preprocess = Preprocess(224, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), Reading(3))
     assert Preprocess.from_json(preprocess.to_json()) == preprocess
     assert json.loads(preprocess.to_json())["fit"] == "center_crop"
     with pytest.raises(InputError, match="preprocessing cannot be read"):
@@ -101,7 +102,7 @@ def test_image_size_is_as_asked_or_the_images_own_or_224(size, asked, want):
 
 def test_memory_and_streaming_give_the_same_batches(tmp_path):
     folder = FolderSource(make_photos(tmp_path / "p", num=5))
-    preprocess = Preprocess(8, 3, (0.5,) * 3, (0.5,) * 3)
+    preprocess = Preprocess(8, (0.5,) * 3, (0.5,) * 3, Reading(3))
     images = torch.stack([folder.read(i) for i in range(10)])
     memory = MemoryLoader(ArraySource(images, folder.labels, folder.classes, {}, "m"), preprocess)
     order = torch.tensor([7, 1, 3, 9, 0, 2, 8])
@@ -121,7 +122,7 @@ def test_streaming_leaves_unreadable_files_out_and_names_them(tmp_path, workers)
     root = make_photos(tmp_path / "p", num=4)
     whole = (root / "ants" / "001.png").read_bytes()
     (root / "ants" / "001.png").write_bytes(whole[: len(whole) // 2])
-    source, preprocess = FolderSource(root), Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3)
+    source, preprocess = FolderSource(root), Preprocess(16, (0.5,) * 3, (0.5,) * 3, Reading(3))
     loader = StreamLoader(source, preprocess, workers=workers, stop=False)
     batches = list(loader.batches(torch.arange(8), 1))
     assert torch.cat([b.indices for b in batches]).tolist() == [0, 2, 3, 4, 5, 6, 7]
@@ -131,7 +132,7 @@ def test_streaming_leaves_unreadable_files_out_and_names_them(tmp_path, workers)
 
 
 def test_make_loader_follows_the_source(tmp_path):
-    preprocess = Preprocess(4, 3, (0.5,) * 3, (0.5,) * 3)
+    preprocess = Preprocess(4, (0.5,) * 3, (0.5,) * 3, Reading(3))
     loader = make_loader(array_source(), preprocess, DataSpec())
     assert isinstance(loader, MemoryLoader)
     assert next(loader.batches(torch.arange(2), 2)).images.shape == (2, 3, 4, 4)

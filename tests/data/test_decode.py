@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skipway.data import decode as decoding
+from skipway.data.reading import Reading
 from skipway.data.decode import decode, from_pil, read_size
 from skipway.errors import ReadError
 
@@ -22,14 +23,14 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def test_colour_image_keeps_its_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    got = decode(encoded(Image.fromarray(pixels)), 3)
+    got = decode(encoded(Image.fromarray(pixels)), Reading(3))
     assert got.dtype == torch.uint8
     assert torch.equal(got, torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def test_grey_becomes_three_equal_channels_and_colour_becomes_luma():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    three = decode(encoded(Image.fromarray(grey)), 3)
+    three = decode(encoded(Image.fromarray(grey)), Reading(3))
     assert all(torch.equal(three[c], torch.from_numpy(grey)) for c in range(3))
     red = decode(encoded(Image.new("RGB", (4, 4), (255, 0, 0))), 1)
     assert red.shape == (1, 4, 4)
@@ -38,9 +39,9 @@ def test_grey_becomes_three_equal_channels_and_colour_becomes_luma():
 
 def test_palette_and_cmyk_become_rgb():
     image = Image.new("RGB", (8, 8), (200, 30, 60))
-    palette = decode(encoded(image.convert("P", palette=Image.Palette.ADAPTIVE)), 3)
+    palette = decode(encoded(image.convert("P", palette=Image.Palette.ADAPTIVE)), Reading(3))
     assert palette[:, 0, 0].tolist() == pytest.approx([200, 30, 60], abs=4)
-    cmyk = decode(encoded(image.convert("CMYK"), "TIFF"), 3)
+    cmyk = decode(encoded(image.convert("CMYK"), "TIFF"), Reading(3))
     assert cmyk[:, 0, 0].tolist() == pytest.approx([200, 30, 60], abs=4)
 
 
@@ -48,7 +49,7 @@ def test_palette_and_cmyk_become_rgb():
 def test_transparency_is_laid_over_white(mode):
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
-    got = decode(encoded(image.convert(mode)), 3)
+    got = decode(encoded(image.convert(mode)), Reading(3))
     assert got[:, 0, 0].tolist() == [0, 0, 0]
     assert got[:, 0, 1].tolist() == [255, 255, 255]
 
@@ -57,13 +58,13 @@ def test_transparent_palette_is_laid_over_white():
     image = Image.new("P", (2, 1), 0)
     image.putpalette([10, 20, 30, 0, 0, 0])
     image.putpixel((1, 0), 1)
-    got = decode(encoded(image, transparency=1), 3)
+    got = decode(encoded(image, transparency=1), Reading(3))
     assert got[:, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
 
 
 def test_16_bit_grey_is_scaled_not_cut():
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
-    got = decode(encoded(Image.fromarray(values)), 1)
+    got = decode(encoded(Image.fromarray(values)), Reading(1))
     assert got[0, 0].tolist() == [0, 1, 128, 255]
 
 
@@ -77,21 +78,21 @@ def test_exif_orientation_is_applied():
     image.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise
-    got = decode(encoded(image, "PNG", exif=exif), 3)
+    got = decode(encoded(image, "PNG", exif=exif), Reading(3))
     assert got.shape == (3, 4, 2)
     assert got[:, 0, 1].tolist() == [255, 255, 255]
 
 
 def test_animation_gives_its_first_frame():
     frames = [Image.new("L", (3, 3), v) for v in (10, 200)]
-    got = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), 1)
+    got = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), Reading(1))
     assert got.unique().tolist() == [10]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
 def test_format_is_read(kind):
     data = encoded(Image.new("RGB", (9, 5), (90, 120, 30)), kind)
-    assert decode(data, 3).shape == (3, 5, 9)
+    assert decode(data, Reading(3)).shape == (3, 5, 9)
     assert read_size(data) == (9, 5)
 
 
@@ -103,27 +104,27 @@ def test_other_formats_are_refused():
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
 def test_what_is_no_image_is_named(data):
     with pytest.raises(ReadError, match=r"photo\.png: not an image"):
-        decode(data, 3, "photo.png")
+        decode(data, Reading(3), "photo.png")
 
 
 def test_truncated_jpeg_is_named():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encoded(Image.fromarray(pixels), "JPEG")
     with pytest.raises(ReadError, match=r"photo: .*truncated"):
-        decode(whole[: len(whole) // 2], 3, "photo")
+        decode(whole[: len(whole) // 2], Reading(3), "photo")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
     data = encoded(Image.new("RGB", (10, 10)))
-    for read in (read_size, lambda d: decode(d, 3)):
+    for read in (read_size, lambda d: decode(d, Reading(3))):
         with pytest.raises(ReadError, match="10x10 pixels are more than the 99"):
             read(data)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ReadError, match=r"none\.png: no such file"):
-        decode(tmp_path / "none.png", 3)
+        decode(tmp_path / "none.png", Reading(3))
 
 
 def test_read_error_travels_between_processes():
@@ -141,7 +142,7 @@ def test_damaged_bytes_give_an_image_or_a_read_error(noise, kind, data):
     at = data.draw(st.integers(0, len(whole)))
     damaged = whole[:at] + noise + whole[at + len(noise) :]
     try:
-        image = decode(damaged, 3)
+        image = decode(damaged, Reading(3))
     except ReadError:
         return
     assert image.dtype == torch.uint8
@@ -154,7 +155,7 @@ def test_every_file_of_a_malformed_collection_is_read_or_named(shared_data: Path
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                image = decode(file, 3)
+                image = decode(file, Reading(3))
             except ReadError as error:
                 assert error.reason, file
                 results["named"] += 1

@@ -148,9 +148,10 @@ def test_parquet_of_equal_images_lives_in_memory(tmp_path):
     assert source.labels[source.splits["train"]].tolist() == [0, 1, 0, 1]
     assert source.labels[source.splits["test"]].tolist() == [1, 0]
     save_image(tmp_path / "third.png", 2, (8, 8))
-    from skipway.data.decode import decode
+    from skipway.data.reading import Reading
+from skipway.data.decode import decode
 
-    assert torch.equal(source.read(int(source.splits["train"][2])), decode(tmp_path / "third.png", 3))
+    assert torch.equal(source.read(int(source.splits["train"][2])), decode(tmp_path / "third.png", Reading(3)))
 
 
 def test_parquet_of_unequal_images_streams_and_names_bad_rows(tmp_path):

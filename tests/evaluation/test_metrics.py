@@ -45,7 +45,7 @@ def test_score_normalises_and_restores_the_mode():
         Batch(images[2:], torch.tensor([0]), torch.tensor([9])),
     ]
     network = Brightness().train()
-    got = score(network, batches, Preprocess(4, 1, (0.5,), (0.25,)))
+    got = score(network, batches, Preprocess(4, (0.5,), (0.25,), Reading(1)))
     logits = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [-1.2, 0.0]])
     torch.testing.assert_close(got.probabilities, logits.softmax(1))
     assert got.loss == pytest.approx(
@@ -55,7 +55,7 @@ def test_score_normalises_and_restores_the_mode():
     assert got.accuracy == pytest.approx(2 / 3)
     assert network.training
     with pytest.raises(InputError, match="none of the images can be read"):
-        score(network, [], Preprocess(4, 1, (0.5,), (0.25,)))
+        score(network, [], Preprocess(4, (0.5,), (0.25,), Reading(1)))
 
 
 def png_size(data: bytes) -> tuple[int, int]:
@@ -64,9 +64,10 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def picture(data: bytes) -> torch.Tensor:
-    from skipway.data.decode import decode
+    from skipway.data.reading import Reading
+from skipway.data.decode import decode
 
-    return decode(data, 3)
+    return decode(data, Reading(3))
 
 
 def test_mistakes_shows_images_and_is_not_blank():

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 import skipway
+from skipway.data.reading import Reading
 from skipway.data.decode import decode
 from skipway.errors import InputError, ReadError
 from skipway.shipping.select import find_images
@@ -16,7 +17,7 @@ def predictor(trained):
 
 def test_every_form_of_an_image_gives_the_same_answer(predictor, photos):
     path = photos / "bees" / "004.png"
-    pixels = decode(path, 3)
+    pixels = decode(path, Reading(3))
     array = pixels.permute(1, 2, 0).numpy()
     forms = [path, str(path), path.read_bytes(), Image.open(path), array, pixels]
     answers = predictor.predict(forms)
@@ -30,7 +31,7 @@ def test_every_form_of_an_image_gives_the_same_answer(predictor, photos):
 def test_predictions_are_what_the_network_says(predictor, photos):
     path = photos / "ants" / "001.png"
     preprocess = predictor.model.preprocess
-    inputs = preprocess.normalise(preprocess.fit(decode(path, 3))[None])
+    inputs = preprocess.normalise(preprocess.fit(decode(path, Reading(3)))[None])
     with torch.no_grad():
         want = predictor.model.network(inputs).softmax(1)
     torch.testing.assert_close(predictor.probabilities([path]), want)

@@ -1,9 +1,9 @@
-"""One image file or byte string -> a uint8 tensor, by stated rules, or a ReadError that says why not.
+"""One image file or byte string -> a tensor, by stated rules, or a ReadError that says why not.
 
 Rules: the formats below and no others; EXIF orientation is applied; animated images give their first frame;
-transparency is laid over white; palettes, CMYK and other colour spaces become RGB; 16-bit grey is divided by
-257; 32-bit and float grey is stretched from its own minimum and maximum; grey becomes three equal channels where
-three are asked for, colour becomes luma (ITU-R 601) where one is.
+transparency is laid over white; palettes, CMYK and other colour spaces become RGB; grey becomes three equal channels
+where three are asked for, colour becomes luma (ITU-R 601) where one is. As uint8, 16-bit grey is divided by 257, and
+32-bit and float grey is stretched from its own minimum and maximum; deep readings keep what the file holds (deep.py).
 """
 
 import io
@@ -17,51 +17,81 @@ from PIL import TiffImagePlugin as _tiff  # noqa: F401  (Pillow knows these two 
 from PIL import WebPImagePlugin as _webp  # noqa: F401   once their plugins are imported)
 from torch import Tensor
 
+from skipway.data import deep, medical
+from skipway.data.reading import Header, Reading
 from skipway.errors import ReadError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"])
+PHOTO_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"])
+SUFFIXES = PHOTO_SUFFIXES | medical.SUFFIXES
 MAX_PIXELS = 100_000_000
+_ORIENTATION = 0x0112
 
 
-def read_size(file: Path | bytes, name: str = "") -> tuple[int, int]:
-    """Width and height from the header alone, before EXIF orientation.
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends like an image's or a scan's."""
+    lower = name.lower()
+    return lower.endswith(tuple(SUFFIXES))
+
+
+def read_header(file: Path | bytes, name: str = "") -> Header:
+    """Size and depth from the header alone.
 
     Raises:
         ReadError: not an image of the allowed formats, or too large.
     """
-    with _opened(file, name or str(file)) as image:
-        return image.size
+    name = name or str(file)
+    if medical.is_scan(file):
+        return medical.read_header(file, name)
+    with _opened(file, name) as image:
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "GIF", "WEBP") else 1
+        except Exception:  # broken metadata is no reason to refuse the pixels
+            orientation, frames = 1, 1
+        is_deep = deep.is_deep(image)
+        grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
+        orientation = orientation if orientation in range(1, 9) else 1
+        return Header(*image.size, is_deep, grey, image.format or "", image.mode, orientation, frames)
 
 
-def decode(file: Path | bytes, channels: int, name: str = "") -> Tensor:
+def decode(file: Path | bytes, reading: Reading, name: str = "", *, at_least: int = 0) -> Tensor:
     """Decode one image.
 
     Args:
         file: a path, or the file's bytes.
-        channels: 1 or 3.
+        reading: channels and depth.
         name: what to call it in an error.
+        at_least: a JPEG may come smaller, by 2, 4 or 8, as long as its shorter side keeps so many pixels; 0: as it is.
 
     Returns:
-        (channels, H, W) uint8.
+        (channels, H, W) uint8, or float32 for a deep reading.
 
     Raises:
         ReadError: it cannot be read, for whatever reason.
     """
-    name = name or str(file)
-    with _opened(file, name) as image:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters comes as an exception
-                return from_pil(image, channels)
-        except MemoryError as error:
-            raise ReadError(name, "does not fit into memory") from error
-        except Exception as error:  # a decoder may raise anything on hostile bytes
-            raise ReadError(name, _reason(error)) from error
+    name = name or ("image bytes" if isinstance(file, bytes) else str(file))
+    try:
+        if medical.is_scan(file):
+            return medical.read(file, reading, name)
+        with _opened(file, name) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters comes as an exception
+            if at_least:
+                side = min(image.size) / at_least
+                image.draft(None, (int(image.width / side), int(image.height / side)))
+            if reading.deep:
+                return deep.to_tensor(image, file, reading.channels)
+            return from_pil(image, reading.channels)
+    except ReadError:
+        raise
+    except MemoryError as error:
+        raise ReadError(name, "does not fit into memory") from error
+    except Exception as error:  # a decoder may raise anything on hostile bytes
+        raise ReadError(name, _reason(error)) from error
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """A Pillow image -> (channels, H, W) uint8, by the rules above."""
+    """A Pillow image -> (channels, H, W) uint8, by the rules above; the channels lie side by side in memory."""
     image = ImageOps.exif_transpose(image) or image
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
@@ -71,7 +101,7 @@ def from_pil(image: Image.Image, channels: int) -> Tensor:
         image = Image.alpha_composite(white, above)
     image = image.convert("L" if channels == 1 else "RGB")
     array = np.array(image)  # (H, W) or (H, W, 3)
-    return torch.from_numpy(array).reshape(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array).reshape(image.height, image.width, channels).permute(2, 0, 1)
 
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:

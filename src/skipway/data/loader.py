@@ -1,122 +1,261 @@
-"""Batches: sliced out of memory, or read from files by worker processes. Order and size are the caller's."""
+"""Batches: sliced out of memory or out of the decoded cache, or read by processes that can be killed.
 
-import os
-import signal
-import warnings
-from collections.abc import Iterator
+Order and size are the caller's. Whichever way they come, batches of the same order hold the same bits.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from skipway import randomness
+from skipway.data.pool import Overrun, Pool, num_workers, shared_array
 from skipway.data.preprocess import Preprocess
 from skipway.data.source import Source
+from skipway.data_spec import DataSpec
 from skipway.errors import ReadError
-from skipway.spec import DataSpec
+
+CHUNK = 32  # images a task of a worker
+AHEAD = 256  # images read ahead
+CANDIDATES = 10  # images tried in place of a bad one
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, C, S, S) uint8, labels (B,) int64, indices (B,) int64: the samples' places in the source."""
+    """images (B, C, S, S) uint8 or float32, labels (B,) int64 or (B, K) uint8, indices (B,) int64 in the source."""
 
     images: Tensor
     labels: Tensor
     indices: Tensor
 
 
-class MemoryLoader:
-    """A set that lives in memory: one uint8 tensor, fitted to the network's size once. No workers."""
+class Loader:
+    """Batches of a source's images, fitted to the network's size.
 
-    def __init__(self, source: Source, preprocess: Preprocess):
-        assert source.images is not None
-        images = source.images
-        if images.shape[-2:] != (preprocess.image_size,) * 2:
-            images = torch.stack([preprocess.fit(image) for image in images])
-        self._images, self._labels = images, source.labels
-        self.bad: dict[str, str] = dict(source.bad)
-
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Batches over `order`, (N,) int64 sample indices; the last one may be smaller."""
-        for indices in order.split(batch_size):
-            yield Batch(self._images[indices], self._labels[indices], indices)
-
-
-class StreamLoader:
-    """Files that are read, decoded and fitted by worker processes.
-
-    A file that cannot be read is left out of its batch (which is then smaller) and noted in `bad`.
+    Args:
+        source: the data.
+        preprocess: whose fit applies.
+        spec: how many processes, and what to do about bad files.
+        images: (N, C, S, S), every image already fitted, where they are kept in memory or in the cache.
     """
 
-    def __init__(self, source: Source, preprocess: Preprocess, *, workers: int, stop: bool):
-        self._dataset = _Fitted(source, preprocess)
-        self._workers = workers if workers >= 0 else min(os.cpu_count() or 1, 8)
-        self._stop = stop
+    def __init__(self, source: Source, preprocess: Preprocess, spec: DataSpec, images: Tensor | None = None):
+        self.source, self.preprocess, self.spec = source, preprocess, spec
         self.bad: dict[str, str] = dict(source.bad)
+        self._images = images
+        self._reader: _Reader | None = None
+        self._known_bad: dict[int, str] = {}  # index -> reason, found while reading
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are at hand without decoding."""
+        return self._images is not None
+
+    def keep(self, images: Tensor, bad: dict[int, str]) -> None:
+        """From now on take images from here, (N, C, S, S); those in `bad` could not be read."""
+        self._images = images
+        for index, reason in bad.items():
+            self._note(index, reason)
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        """Batches over `order`, (N,) int64 sample indices; a batch may be smaller, and never is empty.
+        """Batches over `order`, (N,) int64 sample indices; the last one may be smaller.
+
+        A file that cannot be read is noted in `bad` and, as asked, left out of its batch (which is then smaller, and
+        passed over where it is empty) or replaced by another of its label.
 
         Raises:
-            ReadError: a file cannot be read and bad files are to stop the run.
+            ReadError: a file cannot be read and bad files are to stop.
         """
-        batch_lists = [part.tolist() for part in order.split(batch_size)]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as asked
-            loader = DataLoader(
-                self._dataset,
-                batch_sampler=batch_lists,
-                num_workers=min(self._workers, len(batch_lists)),
-                collate_fn=_collate,
-                worker_init_fn=_quiet_worker,
-            )
-            parts = iter(loader)
-        for images, labels, indices, errors in parts:
-            for error in errors:
-                if self._stop:
-                    raise ReadError(error.name, f"{error.reason} (--bad-files skip leaves such files out)")
-                self.bad[error.name] = error.reason
+        substitutes = _Substitutes(self.source, order) if self.spec.bad_files == "replace" else None
+        for indices, images, errors in self._fitted(order, batch_size):
+            for place, reason in errors.items():
+                self._note(int(indices[place]), reason)
+            if errors:
+                images, indices = images.clone(), indices.clone()
+                good = torch.ones(len(indices), dtype=torch.bool)
+                for place in errors:
+                    found = self._substitute(substitutes, int(indices[place])) if substitutes else None
+                    if found is None:
+                        good[place] = False
+                    else:
+                        indices[place], images[place] = found
+                images, indices = images[good], indices[good]
             if len(indices):
-                yield Batch(images, labels, indices)
+                yield Batch(images, self.source.labels[indices], indices)
+
+    def read(self, index: int) -> Tensor:
+        """One fitted image, (C, S, S). Raises ReadError."""
+        if self._images is not None and index not in self._known_bad:
+            return self._images[index]
+        return read_fitted(self.source, self.preprocess, index)
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._reader:
+            self._reader.pool.close()
+            self._reader = None
+
+    def _fitted(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
+        """(indices, images, {place in the batch: why it is bad}) for each batch."""
+        parts = order.split(batch_size)
+        if self._images is not None:
+            for indices in parts:
+                errors = {}
+                if self._known_bad:
+                    places = enumerate(indices.tolist())
+                    errors = {place: self._known_bad[i] for place, i in places if i in self._known_bad}
+                yield indices, self._images[indices], errors
+            return
+        self._reader = self._reader or _Reader(self.source, self.preprocess, num_workers(self.spec.workers))
+        yield from self._reader.batches(parts)
+
+    def _note(self, index: int, reason: str) -> None:
+        name = self.source.name(index)
+        if self.spec.bad_files == "stop":
+            raise ReadError(name, f"{reason} (--bad-files skip leaves such files out)")
+        self._known_bad[index] = self.bad[name] = reason
+
+    def _substitute(self, substitutes: "_Substitutes", index: int) -> tuple[int, Tensor] | None:
+        """Another image of the same label, by (index): always the same one. None where there is none."""
+        for other in substitutes.of(index):
+            if other in self._known_bad:
+                continue
+            for indices, images, errors in self._fitted_alone(other):
+                if not errors:
+                    return int(indices[0]), images[0]
+                self._note(other, errors[0])
+        return None
+
+    def _fitted_alone(self, index: int) -> list[tuple[Tensor, Tensor, dict[int, str]]]:
+        """One image, outside the order."""
+        indices = torch.tensor([index])
+        if self._images is not None:
+            return [(indices, self._images[indices], {})]
+        with Pool(_Fit(self.source, self.preprocess), workers=min(num_workers(self.spec.workers), 1)) as pool:
+            [[result]] = pool.map([[index]])
+        if isinstance(result, (ReadError, Overrun)):
+            return [(indices, torch.empty(0), {0: result.reason})]
+        return [(indices, result[None], {})]
 
 
-class _Fitted(Dataset):
-    """index -> (fitted image or the error, label, index)."""
+class _Substitutes:
+    """Which images may stand in for a bad one."""
 
-    def __init__(self, source: Source, preprocess: Preprocess):
-        self.source, self.preprocess = source, preprocess
+    def __init__(self, source: Source, order: Tensor):
+        self._labels, self._pool = source.labels, order.unique()
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def of(self, index: int) -> list[int]:
+        """Images of the same label in the order of this index's own draw."""
+        labels = self._labels[self._pool]
+        same = labels == self._labels[index] if labels.ndim == 1 else (labels == self._labels[index]).all(1)
+        members = self._pool[same]
+        return randomness.order(members[members != index], seed=index, epoch=0)[:CANDIDATES].tolist()
 
-    def __getitem__(self, index: int) -> tuple[Tensor | ReadError, Tensor, int]:
+
+def read_fitted(source: Source, preprocess: Preprocess, index: int) -> Tensor:
+    """One image as the network's size wants it, (C, S, S). Raises ReadError."""
+    return preprocess.fit(source.read(index, preprocess.image_size))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A worker's job: index -> the fitted image, or the error."""
+
+    source: Source
+    preprocess: Preprocess
+
+    def __call__(self, index: int) -> Tensor | ReadError:
         try:
-            return self.preprocess.fit(self.source.read(index)), self.source.labels[index], index
+            return read_fitted(self.source, self.preprocess, index)
         except ReadError as error:
-            return error, self.source.labels[index], index
+            return error
 
 
-def _collate(
-    items: list[tuple[Tensor | ReadError, Tensor, int]],
-) -> tuple[Tensor, Tensor, Tensor, list[ReadError]]:
-    good = [(image, label, index) for image, label, index in items if isinstance(image, Tensor)]
-    errors = [image for image, _, _ in items if isinstance(image, ReadError)]
-    images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0)
-    labels = torch.stack([label for _, label, _ in good]) if good else torch.empty(0, dtype=torch.int64)
-    return images, labels, torch.tensor([index for _, _, index in good], dtype=torch.int64), errors
+@dataclass(frozen=True)
+class _FitInto:
+    """A worker's job: (slot, index) -> the fitted image in the slot, or the error."""
+
+    source: Source
+    preprocess: Preprocess
+    slots: np.ndarray  # (slots, S, S, C)
+
+    def __call__(self, item: tuple[int, int]) -> ReadError | None:
+        slot, index = item
+        try:
+            self.slots[slot] = read_fitted(self.source, self.preprocess, index).permute(1, 2, 0).numpy()
+        except ReadError as error:
+            return error
+        return None
 
 
-def _quiet_worker(_: int) -> None:
-    """Ctrl-C is for the main process, which ends its workers itself; they do not inherit its handlers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+class _Reader:
+    """The processes behind a loader, and the memory they share with it; they live as long as it does."""
+
+    def __init__(self, source: Source, preprocess: Preprocess, workers: int):
+        size, channels = preprocess.image_size, preprocess.channels
+        dtype = np.float32 if preprocess.reading.deep else np.uint8
+        self.ahead = max(AHEAD // CHUNK, 2 * workers)
+        self._shape = (size, size, channels)
+        self._slots = shared_array(((self.ahead + 1) * CHUNK, *self._shape), dtype)
+        self.pool = Pool(_FitInto(source, preprocess, self._slots), workers=workers)
+
+    def batches(self, parts: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
+        """(indices, images, errors by place) for each list of indices."""
+        lists = [chunk.tolist() for part in parts for chunk in part.split(CHUNK)]
+        tasks = ([(self._first(k) + i, index) for i, index in enumerate(chunk)] for k, chunk in enumerate(lists))
+        results = self.pool.map(tasks, ahead=self.ahead)
+        number = 0
+        for part in parts:
+            images = np.empty((len(part), *self._shape), self._slots.dtype)
+            errors: dict[int, str] = {}
+            for start in range(0, len(part), CHUNK):
+                result = next(results)
+                images[start : start + CHUNK] = self._slots[self._first(number) : self._first(number) + len(result)]
+                errors |= {start + i: r.reason for i, r in enumerate(result) if r is not None}
+                number += 1
+            yield part, torch.from_numpy(images).permute(0, 3, 1, 2), errors
+
+    def _first(self, number: int) -> int:
+        """The first slot of a chunk; `ahead` + 1 of them are in use at once."""
+        return number % (self.ahead + 1) * CHUNK
 
 
-Loader = MemoryLoader | StreamLoader
+Confirm = Callable[[str], bool]
 
 
-def make_loader(source: Source, preprocess: Preprocess, spec: DataSpec) -> Loader:
-    """The loader that fits the source: out of memory where its images live there, else streaming."""
+def make_loader(
+    source: Source,
+    preprocess: Preprocess,
+    spec: DataSpec,
+    *,
+    wanted: Tensor | None = None,
+    confirm: Confirm | None = None,
+    progress: Any = None,
+) -> Loader:
+    """The loader that fits the source.
+
+    Images that live in memory stay there, fitted once. With `wanted`, files are decoded once where they fit into
+    memory (keep.py), or into the cache where that is asked for; otherwise they stream.
+
+    Args:
+        source: the data.
+        preprocess: whose fit applies.
+        spec: how many processes, whether to cache, what to do about bad files.
+        wanted: (n,) int64, the samples that will be asked for again and again; None: each once.
+        confirm: asks the user a question; None: nobody is there to answer.
+        progress: called with (done, total) while images are decoded.
+    """
     if source.images is not None:
-        return MemoryLoader(source, preprocess)
-    return StreamLoader(source, preprocess, workers=spec.workers, stop=spec.bad_files == "stop")
+        images = source.images
+        if images.shape[-2:] != (preprocess.image_size,) * 2 or source.deep != preprocess.reading.deep:
+            images = torch.stack([preprocess.fit(image) for image in images])
+        return Loader(source, preprocess, spec, images)
+    loader = Loader(source, preprocess, spec)
+    if wanted is not None:
+        from skipway.data.keep import keep_decoded
+
+        keep_decoded(loader, wanted, confirm=confirm, progress=progress)
+    return loader

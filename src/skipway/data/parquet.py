@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skipway.data.decode import decode, read_size
-from skipway.data.folder import SPLIT_NAMES
+from skipway.data.files import BytesFiles, FileSource, file_source
+from skipway.data.layout import SPLIT_NAMES
 from skipway.data.source import ArraySource, Source, consecutive
+from skipway.data_spec import DataSpec
 from skipway.errors import InputError, ReadError
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 IN_MEMORY = 2 << 30  # bytes of pixels up to which images that are all alike are decoded once and kept
 
 
-def open_parquet(folder: Path, *, stop: bool = False) -> Source:
+def open_parquet(folder: Path, spec: DataSpec) -> Source:
     """Open a folder of `train-*.parquet`, `validation-*.parquet`, `test-*.parquet` (also below `data/`).
 
     Images that are all of one size and fit into 2 GiB are decoded now and live in memory; others stream.
 
     Args:
         folder: where the files lie.
-        stop: raise at the first image that cannot be read, instead of leaving it out.
+        spec: how to read, and whether a bad image stops.
 
     Raises:
         InputError: pyarrow is missing, or the files hold no images and labels.
@@ -65,11 +66,13 @@ def open_parquet(folder: Path, *, stop: bool = False) -> Source:
     labels = torch.tensor([where.get(value, value) for value in raw])
     if labels.min() < 0 or labels.max() >= len(classes):
         raise InputError(f"labels in {folder} must lie in 0 ... {len(classes) - 1}; some do not")
-    source = _into_memory(EncodedSource(blobs, labels, classes, consecutive(counts), folder.name))
-    if stop and source.bad:
-        name, reason = next(iter(source.bad.items()))
-        raise ReadError(name, f"{reason} (--bad-files skip leaves such images out)")
-    return source
+    files = BytesFiles.of(blobs, folder.name)
+    return _into_memory(file_source(files, labels, classes, consecutive(counts), spec))
+
+
+def open_saved(folder: Path, spec: DataSpec) -> Source:
+    """Open a data set that the `datasets` library saved to disk."""
+    raise NotImplementedError
 
 
 def _columns(schema: "pa.Schema", file: Path) -> tuple[str, str, tuple[str, ...]]:
@@ -91,62 +94,15 @@ def _columns(schema: "pa.Schema", file: Path) -> tuple[str, str, tuple[str, ...]
     return image, label, tuple(names)
 
 
-class EncodedSource:
-    """Images as encoded bytes in memory, decoded when read; implements Source."""
-
-    images: Tensor | None = None
-
-    def __init__(
-        self,
-        blobs: list[bytes],
-        labels: Tensor,
-        classes: tuple[str, ...],
-        splits: dict[str, Tensor],
-        title: str,
-    ):
-        self._blobs, self._title = blobs, title
-        self.classes, self.labels = classes, labels
-        self.channels = 3
-        self.bad: dict[str, str] = {}
-        self.sizes: set[tuple[int, int]] = set()
-        good = torch.ones(len(blobs), dtype=torch.bool)
-        for index, blob in enumerate(blobs):
-            try:
-                width, height = read_size(blob, self.name(index))
-                self.sizes.add((height, width))
-            except ReadError as error:
-                self.bad[error.name] = error.reason
-                good[index] = False
-        self.splits = _only(good, splits)
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) where all images are alike, else None."""
-        return next(iter(self.sizes)) if len(self.sizes) == 1 else None
-
-    def __len__(self) -> int:
-        return len(self._blobs)
-
-    def name(self, index: int) -> str:
-        """`title[index]`."""
-        return f"{self._title}[{index}]"
-
-    def read(self, index: int) -> Tensor:
-        """One image, (3, H, W) uint8. Raises ReadError."""
-        return decode(self._blobs[index], self.channels, self.name(index))
-
-
 def _only(good: Tensor, splits: dict[str, Tensor]) -> dict[str, Tensor]:
     """The splits without the samples that are not good, and without splits that are left empty."""
     kept = {split: indices[good[indices]] for split, indices in splits.items()}
     return {split: indices for split, indices in kept.items() if len(indices)}
 
 
-def _into_memory(source: EncodedSource) -> Source:
+def _into_memory(source: FileSource) -> Source:
     """The same set as one tensor, where all images are alike and small enough in sum; else as it is."""
-    if not source.splits:
-        raise InputError(f"none of the {len(source)} images can be read")
-    if source.size is None or len(source) * 3 * source.size[0] * source.size[1] > IN_MEMORY:
+    if source.size is None or source.deep or len(source) * 3 * source.size[0] * source.size[1] > IN_MEMORY:
         return source
     images = torch.zeros(len(source), 3, *source.size, dtype=torch.uint8)
     good = torch.zeros(len(source), dtype=torch.bool)

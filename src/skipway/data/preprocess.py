@@ -1,15 +1,21 @@
 """From an image of any size to the network's input: the part that travels with the model."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from skipway import randomness
+from skipway.data.reading import Reading
 from skipway.data.source import Source
-from skipway.errors import InputError, ReadError
+from skipway.data_spec import DataSpec
+from skipway.errors import InputError
+
+if TYPE_CHECKING:
+    from skipway.data.loader import Loader
 
 OWN_SIZE_UP_TO = 64  # pixels: sets of images that are all alike and this small are trained as they are
 PHOTO_SIZE = 224
@@ -18,40 +24,65 @@ MEASURED_ON = 1000  # images that mean and std are measured on where a set does 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Crop the middle square, resize it to `image_size`, normalise each channel.
+    """Read, bring to a square of `image_size`, normalise each channel.
 
     Args:
         image_size: pixels a side.
-        channels: 1 or 3.
-        mean, std: for each channel, on the scale of 0 to 1.
+        mean, std: for each channel, on the scale of 0 to 1 (of deep readings: on that of their values).
+        reading: how files become tensors.
+        how: to a square by cropping the middle, padding with black (deep readings: the image's least value), or changing the shape.
     """
 
     image_size: int
-    channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reading: Reading = Reading()
+    how: str = "crop"
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.reading.channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of fitted images: uint8, or float32 for deep readings."""
+        return torch.float32 if self.reading.deep else torch.uint8
+
+    def resized(self, image_size: int) -> "Preprocess":
+        """The same for another size."""
+        return replace(self, image_size=image_size)
 
     def fit(self, image: Tensor) -> Tensor:
-        """Middle square, resized (bilinear, antialiased). (C, H, W) uint8 -> (C, size, size) uint8."""
+        """To a square, bilinear and antialiased. (C, H, W) -> (C, size, size) of the same type."""
         height, width = image.shape[-2:]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[:, top : top + side, left : left + side]
-        if side == self.image_size:
-            return image
-        size = (self.image_size, self.image_size)
-        return F.interpolate(image[None].contiguous(), size, mode="bilinear", antialias=True)[0]
+        size = self.image_size
+        if self.how == "crop":
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            return _resize(image[:, top : top + side, left : left + side], (size, size))
+        if self.how == "squash":
+            return _resize(image, (size, size))
+        scale = size / max(height, width)
+        inner = _resize(image, (max(round(height * scale), 1), max(round(width * scale), 1)))
+        top, left = (size - inner.shape[1]) // 2, (size - inner.shape[2]) // 2
+        black = image.amin().item() if self.reading.deep else 0
+        out = torch.full((image.shape[0], size, size), black, dtype=image.dtype)
+        out[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+        return out
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) uint8 -> float32 in the same memory format, mean 0 and deviation 1 over the train split."""
+        """(B, C, S, S) -> float32 in the same memory format, mean 0 and deviation 1 over the train split."""
+        white = 255.0 if images.dtype == torch.uint8 else 1.0
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        scale = 1 / (255 * torch.tensor(self.std, device=images.device).view(1, -1, 1, 1))
-        return (images.float() - 255 * mean) * scale
+        scale = 1 / (white * torch.tensor(self.std, device=images.device).view(1, -1, 1, 1))
+        return (images.float() - white * mean) * scale
 
     def to_json(self) -> str:
         """One JSON object, with the steps that are not numbers named too."""
-        steps = {"fit": "center_crop", "resize": "bilinear, antialiased", "scale": "0..255 -> 0..1"}
-        return json.dumps(asdict(self) | steps, indent=1)
+        table = asdict(self)
+        steps = {"resize": "bilinear, antialiased", "scale": "none" if self.reading.deep else "0..255 -> 0..1"}
+        return json.dumps(table | steps, indent=1)
 
     @staticmethod
     def from_json(text: str) -> "Preprocess":
@@ -59,12 +90,23 @@ class Preprocess:
         try:
             t = json.loads(text)
             mean, std = (tuple(float(value) for value in t[name]) for name in ("mean", "std"))
-            made = Preprocess(int(t["image_size"]), int(t["channels"]), mean, std)
+            reading = Reading(**t["reading"])
+            made = Preprocess(int(t["image_size"]), mean, std, reading, t["how"])
             if not len(mean) == len(std) == made.channels in (1, 3) or made.image_size < 1 or min(std) <= 0:
                 raise ValueError("sizes do not fit")
+            if made.how not in ("crop", "pad", "squash"):
+                raise ValueError(f"it fits by {made.how}")
             return made
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"preprocessing cannot be read: {error!r}") from error
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) -> (C, *size); the channels lie side by side in memory, so that the bits never depend on the layout."""
+    if image.shape[-2:] == size:
+        return image
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(image, size, mode="bilinear", antialias=True)[0]
 
 
 def choose_size(source: Source, asked: int) -> tuple[int, str]:
@@ -76,40 +118,36 @@ def choose_size(source: Source, asked: int) -> tuple[int, str]:
     return PHOTO_SIZE, "photos; --image-size sets another"
 
 
-def measure(source: Source, train: Tensor, image_size: int) -> Preprocess:
-    """Preprocessing with mean and deviation of each channel over the train split (1,000 images of it if streamed).
+def plain(source: Source, spec: DataSpec, image_size: int) -> Preprocess:
+    """Preprocessing before anything was measured: as the spec says, at a size, with mean 0 and deviation 1."""
+    reading = Reading.of(spec, source.channels, deep=source.deep)
+    return Preprocess(image_size, (0.0,) * source.channels, (1.0,) * source.channels, reading, spec.fit)
+
+
+def measure(loader: "Loader", train: Tensor) -> Preprocess:
+    """The loader's preprocessing with mean and deviation of each channel over the train split.
 
     Args:
-        source: the data.
+        loader: of the data; where it streams, 1,000 images are measured.
         train: (N,) int64 indices of the train split.
-        image_size: pixels a side.
 
     Raises:
         InputError: not one image could be read.
     """
-    plain = Preprocess(image_size, source.channels, (0.0,) * source.channels, (1.0,) * source.channels)
-    total = torch.zeros(source.channels, dtype=torch.float64)
+    fitted = loader.preprocess
+    if not loader.in_memory:
+        train = randomness.order(train, seed=0, epoch=0)[:MEASURED_ON]
+    white = 255 if fitted.dtype == torch.uint8 else 1
+    total = torch.zeros(fitted.channels, dtype=torch.float64)
     squares, pixels = total.clone(), 0
-    if source.images is not None:
-        chunks = (source.images[part] for part in train.split(4096))
-    else:
-        some = randomness.order(train, seed=0, epoch=0)[:MEASURED_ON]
-        chunks = (image[None] for image in _readable(source, some, plain))
-    for images in chunks:
-        values = images.double() / 255
+    for batch in loader.batches(train, 512):
+        values = batch.images.double() / white
         total += values.sum((0, 2, 3))
         squares += values.square().sum((0, 2, 3))
         pixels += values[:, 0].numel()
     if not pixels:
         raise InputError("none of the training images can be read")
     mean = total / pixels
-    std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
-    return Preprocess(image_size, source.channels, tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _readable(source: Source, indices: Tensor, preprocess: Preprocess):
-    for index in indices.tolist():
-        try:
-            yield preprocess.fit(source.read(index))
-        except ReadError:
-            continue  # the loader names it when training comes to it
+    least = 1 / 255 if white == 255 else 1e-6
+    std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=least)
+    return replace(fitted, mean=tuple(mean.tolist()), std=tuple(std.tolist()))

@@ -12,13 +12,16 @@ class Source(Protocol):
 
     Attributes:
         classes: class names; a label is a position in them.
-        labels: (N,) int64.
-        splits: "train", "val", "test" -> (n,) int64 sample indices; only those that the data itself has, and
-            none where it is one undivided set.
+        labels: (N,) int64, or (N, K) uint8 of 0 and 1 where an image may have several labels.
+        splits: "train", "val", "test" -> (n,) int64 sample indices, those that the data itself has; "all" where it
+            is one undivided set. Samples that cannot be read are in none of them.
+        groups: (N,) int64, the same number for samples that must stay on one side of a split; None: not known.
         channels: 1 or 3.
-        images: (N, C, H, W) uint8 where the whole set lives in memory, else None.
+        deep: images are float32, not uint8.
+        images: (N, C, H, W) where the whole set lives in memory, else None.
         size: (height, width) where all images are alike, else None.
         bad: files left out when the source was opened: name -> reason.
+        fingerprint: changes when the images may have changed; "" where nothing is known.
     """
 
     @property
@@ -28,13 +31,19 @@ class Source(Protocol):
     @property
     def splits(self) -> dict[str, Tensor]: ...  # noqa: D102
     @property
+    def groups(self) -> Tensor | None: ...  # noqa: D102
+    @property
     def channels(self) -> int: ...  # noqa: D102
+    @property
+    def deep(self) -> bool: ...  # noqa: D102
     @property
     def images(self) -> Tensor | None: ...  # noqa: D102
     @property
     def size(self) -> tuple[int, int] | None: ...  # noqa: D102
     @property
     def bad(self) -> dict[str, str]: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
 
     def __len__(self) -> int: ...
 
@@ -42,8 +51,8 @@ class Source(Protocol):
         """What a person calls the sample: its path, or its place in the file."""
         ...
 
-    def read(self, index: int) -> Tensor:
-        """One image, (C, H, W) uint8. Raises ReadError."""
+    def read(self, index: int, at_least: int = 0) -> Tensor:
+        """One image, (C, H, W) uint8 or float32; `at_least` as in decode. Raises ReadError."""
         ...
 
 
@@ -52,10 +61,8 @@ class ArraySource:
     """A data set that lives in memory as one tensor.
 
     Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64.
-        classes: class names.
-        splits: as in Source.
+        images: (N, C, H, W) uint8 or float32.
+        labels, classes, splits, bad, groups: as in Source.
         title: how samples are named: "title[index]".
     """
 
@@ -65,11 +72,18 @@ class ArraySource:
     splits: dict[str, Tensor]
     title: str
     bad: dict[str, str] = field(default_factory=dict)
+    groups: Tensor | None = None
+    fingerprint: str = ""
 
     @property
     def channels(self) -> int:
         """1 or 3."""
         return self.images.shape[1]
+
+    @property
+    def deep(self) -> bool:
+        """Whether images are float32."""
+        return self.images.dtype != torch.uint8
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,9 +97,19 @@ class ArraySource:
         """`title[index]`."""
         return f"{self.title}[{index}]"
 
-    def read(self, index: int) -> Tensor:
-        """One image, (C, H, W) uint8."""
+    def read(self, index: int, at_least: int = 0) -> Tensor:
+        """One image, (C, H, W)."""
         return self.images[index]
+
+
+def is_multilabel(source: Source) -> bool:
+    """Whether an image may have several labels."""
+    return source.labels.ndim == 2
+
+
+def usable(source: Source) -> Tensor:
+    """The samples of all splits, (n,) int64 in order."""
+    return torch.cat(list(source.splits.values())).sort().values if source.splits else torch.arange(len(source))
 
 
 def consecutive(counts: dict[str, int]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from skipway import randomness
 from skipway.data.source import Source
 from skipway.errors import InputError
-from skipway.spec import DataSpec
+from skipway.data_spec import DataSpec
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def make_splits(source: Source, spec: DataSpec) -> Splits:
     Raises:
         InputError: the data has a val or test split but no train, or too little to hold anything out.
     """
-    given = source.splits or {"train": torch.arange(len(source))}
+    given = dict(source.splits) or {"train": torch.arange(len(source))}
+    if "all" in given:
+        given = {"train": given["all"]}
     if "train" not in given:
         raise InputError(f"{spec.path} has {' and '.join(given)} but no train split: there is nothing to train on")
     train, val = given["train"], given.get("val")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skipway.data.loader import make_loader
 from skipway.data.open import open_source
-from skipway.data.source import Source
+from skipway.data.source import Source, usable
 from skipway.data.split import make_splits
 from skipway.errors import InputError
 from skipway.evaluation.metrics import score
@@ -93,7 +93,7 @@ def evaluate(
 
 def _parts(source: Source, spec: DataSpec, *, foreign: bool) -> dict[str, Tensor]:
     """Split name -> indices. Data of its own is split as in training; other data as it comes."""
-    everything = torch.cat(list(source.splits.values())) if source.splits else torch.arange(len(source))
+    everything = usable(source)
     if foreign:
         return {**source.splits, "all": everything}
     splits = make_splits(source, spec)

@@ -86,11 +86,12 @@ class Predictor:
 
     def _pixels(self, image: ImageLike) -> Tensor:
         """Any image -> (C, H, W) uint8 with the network's channels."""
-        channels = self.model.preprocess.channels
+        preprocess = self.model.preprocess
+        channels = preprocess.channels
         if isinstance(image, str):
             image = Path(image)
         if isinstance(image, (Path, bytes)):
-            return decode(image, channels, "image bytes" if isinstance(image, bytes) else "")
+            return decode(image, preprocess.reading, at_least=preprocess.image_size)
         if isinstance(image, Image.Image):
             return from_pil(image, channels)
         if isinstance(image, Tensor):

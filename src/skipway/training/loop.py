@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from skipway import randomness
 from skipway.data.augment import Augment
 from skipway.data.loader import Batch, make_loader
-from skipway.data.preprocess import measure
+from skipway.data.preprocess import measure, plain
 from skipway.errors import InputError, ReadError
 from skipway.evaluation.metrics import score
 from skipway.evaluation.pictures import curves, mistakes
@@ -56,11 +56,12 @@ class Trainer:
         torch.manual_seed(spec.train.seed)
         if self.device.type == "cpu":
             keep_freed_memory()
-        preprocess = (
-            Run.open(folder).preprocess if resume else measure(plan.source, plan.splits.train, spec.data.image_size)
-        )
+        preprocess = Run.open(folder).preprocess if resume else plain(plan.source, spec.data, spec.data.image_size)
+        wanted = torch.cat([plan.splits.train, plan.splits.val])
+        self.loader = make_loader(plan.source, preprocess, spec.data, wanted=wanted)
+        if not resume:
+            preprocess = measure(self.loader, plan.splits.train)
         self.preprocess = preprocess
-        self.loader = make_loader(plan.source, preprocess, spec.data)
         self.augment = Augment(spec.augment, num_classes=len(plan.source.classes), seed=spec.train.seed)
         network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
         frozen = freeze(network, spec.train.freeze)

@@ -1,0 +1,251 @@
+"""Processes that work on untrusted files, each bounded in time and memory, and killed where it passes the bound.
+
+Results come in the order of the tasks. A worker serves its tasks one by one over a pipe of its own (no lock is
+shared, so killing one can never block another) and notes in shared memory which item it is at since when.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+import torch
+
+TIME_LIMIT_S = 5.0
+MEMORY_LIMIT = 1 << 30  # bytes beyond what a worker holds when it starts
+_FORKS = sys.platform.startswith("linux")
+
+
+@dataclass(frozen=True)
+class Overrun:
+    """What comes in place of a result: the item passed a bound, or ended its process."""
+
+    reason: str
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_workers(asked: int) -> int:
+    """-1: as many as there are cores, 8 at most."""
+    return asked if asked >= 0 else min(cores(), 8)
+
+
+def shared_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of zeros that workers started later see and may write."""
+    size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
+    memory = mmap.mmap(-1, size) if _FORKS else _context().RawArray("b", size)
+    return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
+
+
+@dataclass
+class _Worker:
+    """One process: its pipe, and the tasks it was sent and has not answered, oldest first."""
+
+    process: Any
+    pipe: Connection
+    tasks: deque = field(default_factory=deque)  # (number, items, {position: Overrun})
+    answers: dict[int, list[Any]] = field(default_factory=dict)
+
+
+class Pool:
+    """Workers for one job.
+
+    Args:
+        job: item -> result, both small enough to send; it runs in the workers.
+        workers: how many processes; 0: in this one, unbounded.
+        time_limit_s: what one item may take, by the clock.
+        memory_limit: bytes that a worker may take beyond what it starts with.
+    """
+
+    def __init__(
+        self,
+        job: Callable[[Any], Any],
+        *,
+        workers: int,
+        time_limit_s: float = TIME_LIMIT_S,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
+        self._job, self._time_limit_s, self._memory_limit = job, time_limit_s, memory_limit
+        self._clock = shared_array((max(workers, 1), 2), np.float64)  # position of the item, when it began (0: idle)
+        self._workers: list[_Worker | None] = [None] * workers
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        for place, worker in enumerate(self._workers):
+            if worker is not None:
+                worker.pipe.close()
+                worker.process.kill()
+                worker.process.join()
+                self._workers[place] = None
+
+    def map(self, tasks: Iterable[Sequence[Any]], *, ahead: int = 8) -> Iterator[list[Any]]:
+        """The results of each task, a list of items, in order.
+
+        Args:
+            tasks: lists of items; each list goes to one worker.
+            ahead: how many tasks are under way beyond the one waited for.
+
+        Yields:
+            One result an item; an Overrun where it passed a bound.
+        """
+        if not self._workers:
+            yield from ([self._job(item) for item in task] for task in tasks)
+            return
+        waiting: deque[tuple[int, int]] = deque()  # (worker, number), in order
+        tasks = iter(tasks)
+        try:
+            while True:
+                for task in itertools.islice(tasks, ahead + 1 - len(waiting)):
+                    number = next(self._numbers)
+                    place = number % len(self._workers)
+                    self._send(place, (number, list(task), {}))
+                    waiting.append((place, number))
+                if not waiting:
+                    return
+                place, number = waiting[0]
+                results = self._receive(place, number)
+                waiting.popleft()
+                yield results
+        finally:
+            for place, number in waiting:  # what was begun and is no longer wanted
+                self._receive(place, number)
+
+    def _send(self, place: int, task: tuple[int, list[Any], dict[int, Overrun]]) -> None:
+        worker = self._workers[place] or self._start(place)
+        worker.tasks.append(task)
+        with contextlib.suppress(OSError):  # it died: _receive starts another and sends again
+            worker.pipe.send(task)
+
+    def _receive(self, place: int, number: int) -> list[Any]:
+        """The results of a task; a worker that hangs or died is replaced meanwhile."""
+        while True:
+            worker = self._workers[place]
+            assert worker is not None
+            if number in worker.answers:
+                results = worker.answers.pop(number)
+                if isinstance(results, Exception):
+                    raise results
+                return results
+            if wait([worker.pipe], 0.2):
+                try:
+                    answered, results = worker.pipe.recv()
+                    worker.tasks.popleft()
+                    worker.answers[answered] = results
+                    continue
+                except (EOFError, OSError):
+                    worker.process.join(1)
+                    code = worker.process.exitcode
+                    self._replace(place, f"ended its reader (signal {-code})" if code and code < 0 else "ended its reader")
+            began = self._clock[place, 1]
+            if began and time.monotonic() - began > self._time_limit_s:
+                self._replace(place, f"took more than {self._time_limit_s:g} s to read")
+
+    def _replace(self, place: int, reason: str) -> None:
+        """Kill a worker and have another do what it owed, without the item it was at."""
+        old = self._workers[place]
+        assert old is not None
+        old.process.kill()
+        old.process.join()
+        old.pipe.close()
+        position = int(self._clock[place, 0])
+        self._clock[place] = 0
+        new = self._start(place)
+        new.answers = old.answers
+        for number, items, known in list(old.tasks):
+            if new.tasks:
+                self._send(place, (number, items, known))
+            else:  # the oldest is the one it was at
+                self._send(place, (number, items, {**known, position: Overrun(reason)}))
+
+    def _start(self, place: int) -> _Worker:
+        context = _context()
+        ours, theirs = context.Pipe()
+        siblings = [worker.pipe for worker in self._workers if worker is not None] if _FORKS else []
+        arguments = (theirs, [*siblings, ours] if _FORKS else [], self._job, self._clock[place], self._memory_limit)
+        process = context.Process(target=_work, args=arguments, daemon=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)  # workers call no threaded code
+            process.start()
+        theirs.close()
+        worker = _Worker(process, ours)
+        self._workers[place] = worker
+        return worker
+
+
+def _context() -> Any:
+    return multiprocessing.get_context("fork" if _FORKS else "spawn")
+
+
+def _work(
+    pipe: Connection, inherited: list[Connection], job: Callable[[Any], Any], clock: np.ndarray, memory_limit: int
+) -> None:
+    """A worker's life: tasks in, results out, until the pipe or the parent ends."""
+    for other in inherited:
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _quieten()
+    torch.set_num_threads(1)
+    _limit_memory(memory_limit)
+    while True:
+        try:
+            number, items, known = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        results: Any = []
+        for position, item in enumerate(items):
+            clock[:] = position, time.monotonic()
+            try:
+                results.append(known[position] if position in known else job(item))
+            except MemoryError:
+                results.append(Overrun(f"needs more than {memory_limit / 2**30:g} GiB to read"))
+            except Exception as error:  # for the main process to raise
+                results = error
+                break
+        clock[1] = 0
+        pipe.send((number, results))
+
+
+def _quieten() -> None:
+    """End with the parent; what C libraries print of broken files goes nowhere, since the caller names them."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _limit_memory(limit: int) -> None:
+    """Let this process map so many bytes more than it does now."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (now + limit, hard))

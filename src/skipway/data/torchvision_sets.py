@@ -1,0 +1,13 @@
+"""torchvision's data sets by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from skipway.data.layout import refuse
+from skipway.data.source import Source
+from skipway.data_spec import DataSpec
+
+
+def open_torchvision(spec: DataSpec) -> Source:
+    """Open it. Raises InputError."""
+    raise NotImplementedError
