@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 
-from skipway import __version__, tables
+from skipway import __version__, cli_data, tables
 from skipway.errors import InputError, ReadError, unknown
 from skipway.flags import Flags, NetworkFlags, settings_of
 
@@ -29,6 +29,8 @@ app = App(
     help_epilogue="Start with `skipway train fashion-sample`, or `skipway train FOLDER` for your own images.",
 )
 app["--help"].group = app["--version"].group = Group("Help")
+app.command(cli_data.doctor)
+app.command(cli_data.data)
 
 
 @app.command

@@ -8,6 +8,7 @@
     weights.safetensors  the best on validation; classes, preprocessing and spec in its metadata
     last.safetensors     what training needs to go on
     curves.png mistakes.png
+    split.csv            which sample is in which split, by name
     summary.json         how it ended
 
 Nothing in it is a pickle. Every file is written beside its place and then moved there.
@@ -36,7 +37,7 @@ FORMAT = "skipway-1"
 LOCK = ".lock"
 FILES = (
     *("spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "summary.json"),
-    *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png"),
+    *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png", "split.csv"),
 )
 
 

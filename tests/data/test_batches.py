@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ from conftest import make_photos
 from PIL import Image
 
 from skipway.data.augment import Augment, _beta
-from skipway.data.folder import FolderSource
-from skipway.data.loader import Batch, MemoryLoader, StreamLoader, make_loader
+from skipway.data.files import FileSource
+from skipway.data.folder import open_folder
+from skipway.data.loader import Batch, Loader, make_loader
+from skipway.data.preprocess import Preprocess, choose_size, measure, plain
 from skipway.data.reading import Reading
-from skipway.data.preprocess import Preprocess, choose_size, measure
 from skipway.data.source import ArraySource
 from skipway.errors import InputError, ReadError
 from skipway.spec import AugmentSpec, DataSpec
@@ -34,6 +36,10 @@ def augment(num_classes: int = 4, **fields) -> Augment:
 
 def part(batch: Batch, chosen: list[int]) -> Batch:
     return Batch(batch.images[chosen], batch.labels[chosen], batch.indices[chosen])
+
+
+def measured(source: ArraySource, train: torch.Tensor) -> Preprocess:
+    return measure(make_loader(source, plain(source, DataSpec(), 8), DataSpec()), train)
 
 
 # preprocessing
@@ -65,7 +71,7 @@ def test_fit_survives_extreme_shapes():
 
 def test_measured_normalisation_gives_mean_0_and_deviation_1():
     source = array_source(200)
-    preprocess = measure(source, torch.arange(200), 8)
+    preprocess = measured(source, torch.arange(200))
     inputs = preprocess.normalise(source.images)
     assert inputs.mean((0, 2, 3)).abs().max() < 1e-5
     assert (inputs.std((0, 2, 3)) - 1).abs().max() < 1e-3
@@ -74,20 +80,20 @@ def test_measured_normalisation_gives_mean_0_and_deviation_1():
 def test_measured_normalisation_uses_the_train_split_only():
     images = torch.cat([torch.full((4, 1, 8, 8), 10), torch.full((4, 1, 8, 8), 250)]).to(torch.uint8)
     source = ArraySource(images, torch.zeros(8, dtype=torch.int64), ("a", "b"), {}, "set")
-    assert measure(source, torch.arange(4), 8).mean[0] == pytest.approx(10 / 255)
+    assert measured(source, torch.arange(4)).mean[0] == pytest.approx(10 / 255)
 
 
 def test_constant_images_do_not_divide_by_zero():
     source = ArraySource(
         torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a", "b"), {}, "s"
     )
-    assert measure(source, torch.arange(4), 8).normalise(source.images).isfinite().all()
+    assert measured(source, torch.arange(4)).normalise(source.images).isfinite().all()
 
 
 def test_preprocess_round_trips_and_damage_is_named():
     preprocess = Preprocess(224, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), Reading(3))
     assert Preprocess.from_json(preprocess.to_json()) == preprocess
-    assert json.loads(preprocess.to_json())["fit"] == "center_crop"
+    assert json.loads(preprocess.to_json())["how"] == "crop"
     with pytest.raises(InputError, match="preprocessing cannot be read"):
         Preprocess.from_json("{}")
 
@@ -100,15 +106,19 @@ def test_image_size_is_as_asked_or_the_images_own_or_224(size, asked, want):
 # loaders
 
 
+def folder(root: Path, **options) -> FileSource:
+    return open_folder(root, DataSpec(str(root), **options))
+
+
 def test_memory_and_streaming_give_the_same_batches(tmp_path):
-    folder = FolderSource(make_photos(tmp_path / "p", num=5))
+    source = folder(make_photos(tmp_path / "p", num=5))
     preprocess = Preprocess(8, (0.5,) * 3, (0.5,) * 3, Reading(3))
-    images = torch.stack([folder.read(i) for i in range(10)])
-    memory = MemoryLoader(ArraySource(images, folder.labels, folder.classes, {}, "m"), preprocess)
+    images = torch.stack([source.read(i) for i in range(10)])
+    array = ArraySource(images, source.labels, source.classes, {}, "m")
     order = torch.tensor([7, 1, 3, 9, 0, 2, 8])
-    results = []
-    for loader in (memory, *(StreamLoader(folder, preprocess, workers=w, stop=False) for w in (0, 1, 3))):
-        results.append(list(loader.batches(order, 3)))
+    loaders = [make_loader(array, preprocess, DataSpec())]
+    loaders += [Loader(source, preprocess, DataSpec(workers=w)) for w in (0, 1, 3)]
+    results = [list(loader.batches(order, 3)) for loader in loaders]
     for batches in results:
         assert [len(b.labels) for b in batches] == [3, 3, 1]
         for ours, first in zip(batches, results[0], strict=True):
@@ -122,21 +132,13 @@ def test_streaming_leaves_unreadable_files_out_and_names_them(tmp_path, workers)
     root = make_photos(tmp_path / "p", num=4)
     whole = (root / "ants" / "001.png").read_bytes()
     (root / "ants" / "001.png").write_bytes(whole[: len(whole) // 2])
-    source, preprocess = FolderSource(root), Preprocess(16, (0.5,) * 3, (0.5,) * 3, Reading(3))
-    loader = StreamLoader(source, preprocess, workers=workers, stop=False)
+    source, preprocess = folder(root), Preprocess(16, (0.5,) * 3, (0.5,) * 3, Reading(3))
+    loader = Loader(source, preprocess, DataSpec(workers=workers))
     batches = list(loader.batches(torch.arange(8), 1))
     assert torch.cat([b.indices for b in batches]).tolist() == [0, 2, 3, 4, 5, 6, 7]
     assert list(loader.bad) == ["ants/001.png"]
     with pytest.raises(ReadError, match=r"ants/001\.png"):
-        list(StreamLoader(source, preprocess, workers=workers, stop=True).batches(torch.arange(8), 4))
-
-
-def test_make_loader_follows_the_source(tmp_path):
-    preprocess = Preprocess(4, (0.5,) * 3, (0.5,) * 3, Reading(3))
-    loader = make_loader(array_source(), preprocess, DataSpec())
-    assert isinstance(loader, MemoryLoader)
-    assert next(loader.batches(torch.arange(2), 2)).images.shape == (2, 3, 4, 4)
-    assert isinstance(make_loader(FolderSource(make_photos(tmp_path / "p")), preprocess, DataSpec()), StreamLoader)
+        list(Loader(source, preprocess, DataSpec(workers=workers, bad_files="stop")).batches(torch.arange(8), 4))
 
 
 # augmentation

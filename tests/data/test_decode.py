@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skipway.data import decode as decoding
+from skipway.data.decode import decode, from_pil, read_header
 from skipway.data.reading import Reading
-from skipway.data.decode import decode, from_pil, read_size
 from skipway.errors import ReadError
 
 
@@ -32,7 +32,7 @@ def test_grey_becomes_three_equal_channels_and_colour_becomes_luma():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     three = decode(encoded(Image.fromarray(grey)), Reading(3))
     assert all(torch.equal(three[c], torch.from_numpy(grey)) for c in range(3))
-    red = decode(encoded(Image.new("RGB", (4, 4), (255, 0, 0))), 1)
+    red = decode(encoded(Image.new("RGB", (4, 4), (255, 0, 0))), Reading(1))
     assert red.shape == (1, 4, 4)
     assert red.unique().tolist() == [76]  # 0.299 x 255
 
@@ -93,12 +93,13 @@ def test_animation_gives_its_first_frame():
 def test_format_is_read(kind):
     data = encoded(Image.new("RGB", (9, 5), (90, 120, 30)), kind)
     assert decode(data, Reading(3)).shape == (3, 5, 9)
-    assert read_size(data) == (9, 5)
+    header = read_header(data)
+    assert (header.width, header.height) == (9, 5)
 
 
 def test_other_formats_are_refused():
     with pytest.raises(ReadError, match="of a format that is not read"):
-        decode(encoded(Image.new("RGB", (4, 4)), "TGA"), 3, "x")
+        decode(encoded(Image.new("RGB", (4, 4)), "TGA"), Reading(3), "x")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
@@ -117,7 +118,7 @@ def test_truncated_jpeg_is_named():
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
     data = encoded(Image.new("RGB", (10, 10)))
-    for read in (read_size, lambda d: decode(d, Reading(3))):
+    for read in (read_header, lambda d: decode(d, Reading(3))):
         with pytest.raises(ReadError, match="10x10 pixels are more than the 99"):
             read(data)
 

@@ -1,6 +1,5 @@
 import gzip
 import hashlib
-import json
 import pickle
 import tarfile
 import threading
@@ -9,8 +8,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_photos, save_image
@@ -18,10 +15,7 @@ from torchvision import datasets
 
 from skipway.data import builtin
 from skipway.data.builtin import fashion_sample, read_idx
-from skipway.data.folder import FolderSource
 from skipway.data.open import open_source
-from skipway.data.parquet import EncodedSource
-from skipway.data.source import ArraySource
 from skipway.data.split import hold_out, make_splits
 from skipway.errors import InputError, ReadError
 from skipway.spec import DataSpec
@@ -45,7 +39,7 @@ def test_fashion_sample_is_balanced_and_small():
 def test_folder_of_class_folders_is_one_undivided_set(tmp_path):
     source = opened(make_photos(tmp_path / "p", classes=("bees", "ants", "wasps"), num=3))
     assert source.classes == ("ants", "bees", "wasps")
-    assert source.splits == {}
+    assert {name: part.tolist() for name, part in source.splits.items()} == {"all": list(range(9))}
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert source.name(4) == "bees/001.png"
     assert source.read(4).shape == (3, 16, 16)
@@ -81,7 +75,7 @@ def test_nested_folders_and_litter(tmp_path):
     for litter in (".DS_Store", "ants/.hidden.png", "ants/Thumbs.db", ".git/x/y.png", "__MACOSX/ants/z.png"):
         (root / litter).parent.mkdir(parents=True, exist_ok=True)
         (root / litter).write_bytes(b"x")
-    source = FolderSource(root)
+    source = opened(root)
     assert source.classes == ("ants", "bees")
     assert len(source) == 5
     assert source.bad == {}
@@ -92,7 +86,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (root / "ants" / "again").symlink_to(root / "ants")
     make_photos(tmp_path / "elsewhere", classes=("more",), num=3)
     (root / "bees" / "more").symlink_to(tmp_path / "elsewhere" / "more")
-    source = FolderSource(root)
+    source = opened(root)
     assert source.labels.bincount().tolist() == [2, 5]
 
 
@@ -100,8 +94,8 @@ def test_files_that_are_no_images_are_left_out_and_named(tmp_path):
     root = make_photos(tmp_path / "p", num=2)
     (root / "ants" / "notes.txt").write_text("hello")
     (root / "bees" / "broken.jpg").write_bytes(b"not a jpeg")
-    source = FolderSource(root)
-    assert len(source) == 4
+    source = opened(root)
+    assert source.splits["all"].tolist() == [0, 1, 2, 3]
     assert source.bad == {
         "ants/notes.txt": "not an image file",
         "bees/broken.jpg": "not an image, or of a format that is not read",
@@ -113,101 +107,9 @@ def test_files_that_are_no_images_are_left_out_and_named(tmp_path):
 def test_folder_is_never_written(tmp_path):
     root = make_photos(tmp_path / "p", num=2)
     before = sorted((str(p), p.stat().st_mtime_ns) for p in root.rglob("*"))
-    source = FolderSource(root)
+    source = opened(root)
     [source.read(i) for i in range(4)]
     assert sorted((str(p), p.stat().st_mtime_ns) for p in root.rglob("*")) == before
-
-
-def make_parquet(
-    folder: Path, split: str, images: list[bytes], labels: list, *, names: list[str] | None = None
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    label_type = pa.string() if isinstance(labels[0], str) else pa.int64()
-    schema = pa.schema([("img", image_type), ("label", label_type)])
-    if names:
-        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
-        schema = schema.with_metadata({"huggingface": json.dumps(features)})
-    rows = [{"bytes": image, "path": None} for image in images]
-    table = pa.table({"img": pa.array(rows, image_type), "label": labels}, schema=schema)
-    pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
-
-
-def png(tmp_path: Path, seed: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    save_image(tmp_path / "x.png", seed, size)
-    return (tmp_path / "x.png").read_bytes()
-
-
-def test_parquet_of_equal_images_lives_in_memory(tmp_path):
-    images = [png(tmp_path, i) for i in range(6)]
-    make_parquet(tmp_path / "h", "train", images[:4], [0, 1, 0, 1], names=["cat", "dog"])
-    make_parquet(tmp_path / "h", "test", images[4:], [1, 0], names=["cat", "dog"])
-    source = opened(tmp_path / "h")
-    assert isinstance(source, ArraySource)
-    assert source.classes == ("cat", "dog")
-    assert source.labels[source.splits["train"]].tolist() == [0, 1, 0, 1]
-    assert source.labels[source.splits["test"]].tolist() == [1, 0]
-    save_image(tmp_path / "third.png", 2, (8, 8))
-    from skipway.data.reading import Reading
-from skipway.data.decode import decode
-
-    assert torch.equal(source.read(int(source.splits["train"][2])), decode(tmp_path / "third.png", Reading(3)))
-
-
-def test_parquet_of_unequal_images_streams_and_names_bad_rows(tmp_path):
-    images = [png(tmp_path, 0), png(tmp_path, 1, (9, 12)), b"broken", png(tmp_path, 3)]
-    make_parquet(tmp_path / "h" / "data", "train", images, ["b", "a", "b", "a"])
-    source = opened(tmp_path / "h")
-    assert isinstance(source, EncodedSource)
-    assert source.classes == ("a", "b")
-    assert source.labels.tolist() == [1, 0, 1, 0]
-    assert source.size is None
-    assert source.splits["train"].tolist() == [0, 1, 3]
-    assert list(source.bad) == ["h[2]"]
-    assert source.read(1).shape == (3, 12, 9)
-    with pytest.raises(ReadError, match=r"h\[2\]"):
-        opened(tmp_path / "h", bad_files="stop")
-
-
-def test_parquet_in_memory_leaves_truncated_rows_out(tmp_path):
-    images = [png(tmp_path, i, (40, 40)) for i in range(4)]
-    images[1] = images[1][:200]
-    make_parquet(tmp_path / "h", "train", images, [0, 1, 0, 1], names=["cat", "dog"])
-    source = opened(tmp_path / "h")
-    assert isinstance(source, ArraySource)
-    assert source.splits["train"].tolist() == [0, 2, 3]
-    assert list(source.bad) == ["h[1]"]
-
-
-def test_parquet_that_is_none_or_lacks_columns(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.parquet").write_bytes(b"hello")
-    with pytest.raises(InputError, match="is not a parquet file"):
-        opened(tmp_path / "a")
-    (tmp_path / "b").mkdir()
-    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "b" / "train.parquet")
-    with pytest.raises(InputError, match=r"needs a column of images.*it has \['x'\]"):
-        opened(tmp_path / "b")
-    make_parquet(tmp_path / "c", "train", [png(tmp_path, 0)] * 2, [0, 7], names=["cat", "dog"])
-    with pytest.raises(InputError, match=r"labels in .* must lie in 0 \.\.\. 1"):
-        opened(tmp_path / "c")
-
-
-def test_missing_pyarrow_is_named_with_its_command(tmp_path, monkeypatch):
-    make_parquet(tmp_path / "h", "train", [png(tmp_path, 0)] * 2, [0, 1])
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(InputError, match=r"pip install 'skipway\[parquet\]'"):
-        opened(tmp_path / "h")
-
-
-def test_shared_cifar10_is_read_whole(shared_data):
-    source = opened(shared_data / "cifar10")
-    assert source.images is not None
-    assert source.images.shape == (60_000, 3, 32, 32)
-    assert source.classes[0] == "airplane"
-    splits = make_splits(source, DataSpec(path="x"))
-    assert (len(splits.train), len(splits.val)) == (45_000, 5_000)
-    assert source.labels[splits.val].bincount().tolist() == [500] * 10
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -3,8 +3,10 @@ import torch
 from conftest import make_photos, save_image
 
 import skipway
+from skipway.data.decode import decode
 from skipway.data.loader import Batch
 from skipway.data.preprocess import Preprocess
+from skipway.data.reading import Reading
 from skipway.data.source import ArraySource
 from skipway.errors import InputError
 from skipway.evaluation.metrics import Scores, score
@@ -64,9 +66,6 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def picture(data: bytes) -> torch.Tensor:
-    from skipway.data.reading import Reading
-from skipway.data.decode import decode
-
     return decode(data, Reading(3))
 
 

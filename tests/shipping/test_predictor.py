@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 import skipway
-from skipway.data.reading import Reading
 from skipway.data.decode import decode
+from skipway.data.reading import Reading
 from skipway.errors import InputError, ReadError
 from skipway.shipping.select import find_images
 

@@ -23,7 +23,7 @@ from skipway.training.progress import StopSignals, View
 
 FILES = {
     "spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "weights.safetensors",
-    "last.safetensors", "curves.png", "mistakes.png", "summary.json",
+    "last.safetensors", "curves.png", "mistakes.png", "summary.json", "split.csv",
 }  # fmt: skip
 
 
@@ -313,7 +313,7 @@ def test_bad_files_are_named_counted_and_kept_in_the_summary(photos, tmp_path):
     assert set(run.summary["bad_files"]) == {"ants/notes.txt", "bees/003.png"}
     assert isinstance(console.file, io.StringIO)
     said = " ".join(console.file.getvalue().split())
-    assert "left out 1 file that cannot be read: ants/notes.txt (not an image file)" in said
+    assert "left out 2 files that cannot be read: ants/notes.txt (not an image file), bees/003.png" in said
     assert said.count("bees/003.png") == 1
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipway.data.decode import decode, read_header
 from skipway.data.pool import Overrun, Pool, num_workers
-from skipway.data.reading import Header, Reading
+from skipway.data.reading import PHOTO, Header, Reading
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError, ReadError
 
@@ -66,7 +66,7 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index):  # noqa: D105
+    def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
@@ -153,7 +153,7 @@ class FileSource:
     labels: Tensor
     classes: tuple[str, ...]
     splits: dict[str, Tensor]
-    reading: Reading = Reading()
+    reading: Reading = PHOTO
     size: tuple[int, int] | None = None
     groups: Tensor | None = None
     bad: dict[str, str] = field(default_factory=dict)
@@ -209,7 +209,11 @@ def file_source(
         InputError: none can be read.
     """
     count = len(files)
-    looked_at = range(count) if count <= HEADERS_UP_TO else np.linspace(0, count - 1, SAMPLE).astype(int).tolist()
+    looked_at = (
+        range(count)
+        if count <= HEADERS_UP_TO or isinstance(files, BytesFiles)
+        else np.linspace(0, count - 1, SAMPLE).astype(int).tolist()
+    )
     headers, found = read_headers(files, looked_at, spec.workers)
     bad = {**(bad or {}), **{files.name(index): reason for index, reason in found.items()}}
     if bad and spec.bad_files == "stop":
@@ -253,8 +257,6 @@ def read_headers(files: Files, indices: Sequence[int], workers: int) -> tuple[li
                 else:
                     headers.append(result)
     return headers, bad
-
-
 
 
 def _example(bad: dict[str, str]) -> str:

@@ -116,9 +116,7 @@ def _split_folders(tops: list[str], title: str) -> dict[str, str]:
     return found
 
 
-def _class_names(
-    parts: dict[str, dict[str, list[int]]], title: str, fault: Callable[[str], None]
-) -> tuple[str, ...]:
+def _class_names(parts: dict[str, dict[str, list[int]]], title: str, fault: Callable[[str], None]) -> tuple[str, ...]:
     """The class names, in order; train's where there is one, and the others may not add to them."""
     main = "train" if "train" in parts else next(iter(parts))
     names = sorted(parts[main])

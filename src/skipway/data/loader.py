@@ -18,8 +18,9 @@ from skipway.data.source import Source
 from skipway.data_spec import DataSpec
 from skipway.errors import ReadError
 
-CHUNK = 32  # images a task of a worker
-AHEAD = 256  # images read ahead
+CHUNK = 32  # images a task of a worker, at most
+AHEAD = 8  # tasks under way beyond the one waited for, at least
+SLOT_BYTES = 256 << 20  # what images on their way may take
 CANDIDATES = 10  # images tried in place of a bad one
 
 
@@ -32,6 +33,35 @@ class Batch:
     indices: Tensor
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Images that are fitted already.
+
+    Args:
+        pixels: (n, S, S, C), or (n, C, S, S) where the channels come first.
+        rows: (N,) int64, where a sample of the source lies among them, -1 for nowhere; None: at its own index.
+        channels_first: the layout of pixels.
+    """
+
+    pixels: np.ndarray
+    rows: Tensor | None = None
+    channels_first: bool = False
+
+    def has(self, index: int) -> bool:
+        """Whether a sample is among them."""
+        return self.rows is None or int(self.rows[index]) >= 0
+
+    def has_all(self, indices: Tensor) -> bool:
+        """Whether samples are."""
+        return self.rows is None or bool((self.rows[indices] >= 0).all())
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Some of them, (B, C, S, S). NumPy copies whole images at once, several times as fast as PyTorch does."""
+        rows = indices if self.rows is None else self.rows[indices]
+        picked = torch.from_numpy(self.pixels[rows.numpy()])
+        return picked if self.channels_first else picked.permute(0, 3, 1, 2)
+
+
 class Loader:
     """Batches of a source's images, fitted to the network's size.
 
@@ -39,26 +69,25 @@ class Loader:
         source: the data.
         preprocess: whose fit applies.
         spec: how many processes, and what to do about bad files.
-        images: (N, C, S, S), every image already fitted, where they are kept in memory or in the cache.
     """
 
-    def __init__(self, source: Source, preprocess: Preprocess, spec: DataSpec, images: Tensor | None = None):
+    def __init__(self, source: Source, preprocess: Preprocess, spec: DataSpec):
         self.source, self.preprocess, self.spec = source, preprocess, spec
         self.bad: dict[str, str] = dict(source.bad)
-        self._images = images
+        self._kept: Kept | None = None
         self._reader: _Reader | None = None
         self._known_bad: dict[int, str] = {}  # index -> reason, found while reading
 
     @property
     def in_memory(self) -> bool:
         """Whether images are at hand without decoding."""
-        return self._images is not None
+        return self._kept is not None
 
-    def keep(self, images: Tensor, bad: dict[int, str]) -> None:
-        """From now on take images from here, (N, C, S, S); those in `bad` could not be read."""
-        self._images = images
+    def keep(self, kept: "Kept", bad: dict[int, str]) -> None:
+        """From now on take images from here; those in `bad` could not be read."""
         for index, reason in bad.items():
             self._note(index, reason)
+        self._kept = kept
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
         """Batches over `order`, (N,) int64 sample indices; the last one may be smaller.
@@ -70,7 +99,7 @@ class Loader:
             ReadError: a file cannot be read and bad files are to stop.
         """
         substitutes = _Substitutes(self.source, order) if self.spec.bad_files == "replace" else None
-        for indices, images, errors in self._fitted(order, batch_size):
+        for indices, images, errors in self.fitted(order, batch_size):
             for place, reason in errors.items():
                 self._note(int(indices[place]), reason)
             if errors:
@@ -88,8 +117,8 @@ class Loader:
 
     def read(self, index: int) -> Tensor:
         """One fitted image, (C, S, S). Raises ReadError."""
-        if self._images is not None and index not in self._known_bad:
-            return self._images[index]
+        if self._kept is not None and index not in self._known_bad and self._kept.has(index):
+            return self._kept.take(torch.tensor([index]))[0]
         return read_fitted(self.source, self.preprocess, index)
 
     def close(self) -> None:
@@ -98,16 +127,16 @@ class Loader:
             self._reader.pool.close()
             self._reader = None
 
-    def _fitted(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
-        """(indices, images, {place in the batch: why it is bad}) for each batch."""
+    def fitted(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
+        """(indices, images, {place in the batch: why it is bad}) for each batch, as it comes."""
         parts = order.split(batch_size)
-        if self._images is not None:
+        if self._kept is not None and self._kept.has_all(order):
             for indices in parts:
                 errors = {}
                 if self._known_bad:
                     places = enumerate(indices.tolist())
                     errors = {place: self._known_bad[i] for place, i in places if i in self._known_bad}
-                yield indices, self._images[indices], errors
+                yield indices, self._kept.take(indices), errors
             return
         self._reader = self._reader or _Reader(self.source, self.preprocess, num_workers(self.spec.workers))
         yield from self._reader.batches(parts)
@@ -132,8 +161,8 @@ class Loader:
     def _fitted_alone(self, index: int) -> list[tuple[Tensor, Tensor, dict[int, str]]]:
         """One image, outside the order."""
         indices = torch.tensor([index])
-        if self._images is not None:
-            return [(indices, self._images[indices], {})]
+        if self._kept is not None and self._kept.has(index):
+            return [(indices, self._kept.take(indices), {})]
         with Pool(_Fit(self.source, self.preprocess), workers=min(num_workers(self.spec.workers), 1)) as pool:
             [[result]] = pool.map([[index]])
         if isinstance(result, (ReadError, Overrun)):
@@ -197,30 +226,33 @@ class _Reader:
     def __init__(self, source: Source, preprocess: Preprocess, workers: int):
         size, channels = preprocess.image_size, preprocess.channels
         dtype = np.float32 if preprocess.reading.deep else np.uint8
-        self.ahead = max(AHEAD // CHUNK, 2 * workers)
+        self.ahead = max(AHEAD, 2 * workers)
         self._shape = (size, size, channels)
-        self._slots = shared_array(((self.ahead + 1) * CHUNK, *self._shape), dtype)
+        each = (self.ahead + 1) * size * size * channels * np.dtype(dtype).itemsize
+        self._chunk = min(max(SLOT_BYTES // each, 1), CHUNK)
+        self._slots = shared_array(((self.ahead + 1) * self._chunk, *self._shape), dtype)
         self.pool = Pool(_FitInto(source, preprocess, self._slots), workers=workers)
 
     def batches(self, parts: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """(indices, images, errors by place) for each list of indices."""
-        lists = [chunk.tolist() for part in parts for chunk in part.split(CHUNK)]
+        lists = [chunk.tolist() for part in parts for chunk in part.split(self._chunk)]
         tasks = ([(self._first(k) + i, index) for i, index in enumerate(chunk)] for k, chunk in enumerate(lists))
         results = self.pool.map(tasks, ahead=self.ahead)
         number = 0
         for part in parts:
             images = np.empty((len(part), *self._shape), self._slots.dtype)
             errors: dict[int, str] = {}
-            for start in range(0, len(part), CHUNK):
+            for start in range(0, len(part), self._chunk):
                 result = next(results)
-                images[start : start + CHUNK] = self._slots[self._first(number) : self._first(number) + len(result)]
+                first = self._first(number)
+                images[start : start + len(result)] = self._slots[first : first + len(result)]
                 errors |= {start + i: r.reason for i, r in enumerate(result) if r is not None}
                 number += 1
             yield part, torch.from_numpy(images).permute(0, 3, 1, 2), errors
 
     def _first(self, number: int) -> int:
         """The first slot of a chunk; `ahead` + 1 of them are in use at once."""
-        return number % (self.ahead + 1) * CHUNK
+        return number % (self.ahead + 1) * self._chunk
 
 
 Confirm = Callable[[str], bool]
@@ -248,12 +280,13 @@ def make_loader(
         confirm: asks the user a question; None: nobody is there to answer.
         progress: called with (done, total) while images are decoded.
     """
+    loader = Loader(source, preprocess, spec)
     if source.images is not None:
         images = source.images
         if images.shape[-2:] != (preprocess.image_size,) * 2 or source.deep != preprocess.reading.deep:
             images = torch.stack([preprocess.fit(image) for image in images])
-        return Loader(source, preprocess, spec, images)
-    loader = Loader(source, preprocess, spec)
+        loader.keep(Kept(images.numpy(), channels_first=True), {})
+        return loader
     if wanted is not None:
         from skipway.data.keep import keep_decoded
 

@@ -84,6 +84,7 @@ class Pool:
         self._clock = shared_array((max(workers, 1), 2), np.float64)  # position of the item, when it began (0: idle)
         self._workers: list[_Worker | None] = [None] * workers
         self._numbers = itertools.count()
+        self._deaths = 0  # one after the other, of workers that were at nothing
 
     def __enter__(self) -> "Pool":
         return self
@@ -101,7 +102,7 @@ class Pool:
             if worker is not None:
                 worker.pipe.close()
                 worker.process.kill()
-                worker.process.join()
+                worker.process.join(1)
                 self._workers[place] = None
 
     def map(self, tasks: Iterable[Sequence[Any]], *, ahead: int = 8) -> Iterator[list[Any]]:
@@ -128,13 +129,11 @@ class Pool:
                     waiting.append((place, number))
                 if not waiting:
                     return
-                place, number = waiting[0]
-                results = self._receive(place, number)
-                waiting.popleft()
-                yield results
+                yield self._receive(*waiting.popleft())
         finally:
             for place, number in waiting:  # what was begun and is no longer wanted
-                self._receive(place, number)
+                with contextlib.suppress(Exception):
+                    self._receive(place, number)
 
     def _send(self, place: int, task: tuple[int, list[Any], dict[int, Overrun]]) -> None:
         worker = self._workers[place] or self._start(place)
@@ -161,7 +160,8 @@ class Pool:
                 except (EOFError, OSError):
                     worker.process.join(1)
                     code = worker.process.exitcode
-                    self._replace(place, f"ended its reader (signal {-code})" if code and code < 0 else "ended its reader")
+                    signalled = f" (signal {-code})" if code and code < 0 else ""
+                    self._replace(place, f"ended its reader{signalled}")
             began = self._clock[place, 1]
             if began and time.monotonic() - began > self._time_limit_s:
                 self._replace(place, f"took more than {self._time_limit_s:g} s to read")
@@ -171,17 +171,19 @@ class Pool:
         old = self._workers[place]
         assert old is not None
         old.process.kill()
-        old.process.join()
+        old.process.join(1)  # one that still dumps its memory need not be waited for
         old.pipe.close()
-        position = int(self._clock[place, 0])
+        position, began = int(self._clock[place, 0]), self._clock[place, 1]
         self._clock[place] = 0
+        self._deaths = 0 if began else self._deaths + 1
+        if self._deaths > 3:
+            raise RuntimeError("the processes that read images end before they begin")
         new = self._start(place)
         new.answers = old.answers
         for number, items, known in list(old.tasks):
-            if new.tasks:
-                self._send(place, (number, items, known))
-            else:  # the oldest is the one it was at
-                self._send(place, (number, items, {**known, position: Overrun(reason)}))
+            if began and not new.tasks:  # the oldest is the one it was at
+                known = {**known, position: Overrun(reason)}
+            self._send(place, (number, items, known))
 
     def _start(self, place: int) -> _Worker:
         context = _context()
@@ -249,3 +251,4 @@ def _limit_memory(limit: int) -> None:
             now = int(file.read().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (now + limit, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipway import randomness
-from skipway.data.reading import Reading
+from skipway.data.reading import PHOTO, Reading
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError
@@ -30,13 +30,13 @@ class Preprocess:
         image_size: pixels a side.
         mean, std: for each channel, on the scale of 0 to 1 (of deep readings: on that of their values).
         reading: how files become tensors.
-        how: to a square by cropping the middle, padding with black (deep readings: the image's least value), or changing the shape.
+        how: to a square by cropping the middle, padding with black (deep: the least value), or changing the shape.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    reading: Reading = Reading()
+    reading: Reading = PHOTO
     how: str = "crop"
 
     @property

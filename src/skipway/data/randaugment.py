@@ -1,40 +1,49 @@
-"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719) on whole batches: images are grouped by their drawn operation,
-and each group goes through torchvision's batched kernels at once."""
+"""RandAugment (Cubuk et al. 2019, arXiv:1909.13719) and TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158).
 
+Both draw from the same fourteen operations; they differ in how many, how strong, and in the ranges. Images are
+grouped by their drawn operation, and each group is changed at once, every image by a strength of its own.
+"""
+
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-# One operation: images (B, C, S, S) uint8, strength in [-1, 1] -> images. One-sided ones use its absolute value.
-Operation = Callable[[Tensor, float], Tensor]
+from skipway.data import colour
+
+NAMES = (
+    "identity", "rotate", "shift across", "shift down", "shear across", "shear down", "brightness", "contrast",
+    "sharpness", "saturation", "posterize", "solarize", "autocontrast", "equalize",
+)  # fmt: skip
+BINS = 30  # strengths are whole numbers from 0 to this, over this
 
 
-def _operations() -> tuple[Operation, ...]:
-    """The paper's fourteen, with its ranges at strength 1 (magnitude 30)."""
-    from torchvision.transforms.v2 import functional as T
+@dataclass(frozen=True)
+class Ranges:
+    """What strength 1 means; solarize goes from inverting nothing to inverting everything in both.
 
-    Pair = tuple[float, float]
+    Args:
+        rotate: degrees.
+        shift: pixels, or (share) a share of the size.
+        share: whether it is one.
+        shear: slope.
+        colour: brightness, contrast, sharpness and saturation lie between 1 - this and 1 + this.
+        posterize: bits of 8 that are dropped.
+    """
 
-    def affine(images: Tensor, *, angle: float = 0.0, shift: Pair = (0, 0), shear: Pair = (0, 0)) -> Tensor:
-        pixels = [float(round(share * images.shape[-1])) for share in shift]
-        return T.affine(images, angle=angle, translate=pixels, scale=1.0, shear=list(shear))
+    rotate: float
+    shift: float
+    share: bool
+    shear: float
+    colour: float
+    posterize: int
 
-    return (
-        lambda x, s: x,
-        lambda x, s: affine(x, angle=30 * s),
-        lambda x, s: affine(x, shift=(0.45 * s, 0)),
-        lambda x, s: affine(x, shift=(0, 0.45 * s)),
-        lambda x, s: affine(x, shear=(17 * s, 0)),  # degrees: a slope of 0.3
-        lambda x, s: affine(x, shear=(0, 17 * s)),
-        lambda x, s: T.adjust_brightness(x, 1 + 0.9 * s),
-        lambda x, s: T.adjust_contrast(x, 1 + 0.9 * s),
-        lambda x, s: T.adjust_sharpness(x, 1 + 0.9 * s),
-        lambda x, s: T.adjust_saturation(x, 1 + 0.9 * s) if x.shape[1] == 3 else x,
-        lambda x, s: T.posterize(x, 8 - round(4 * abs(s))),
-        lambda x, s: T.solarize(x, 256 * (1 - abs(s))) if s else x,  # at strength 0 nothing is above the threshold
-        lambda x, s: T.autocontrast(x),
-        lambda x, s: T.equalize(x),
-    )
+
+RANDAUGMENT = Ranges(rotate=30, shift=0.45, share=True, shear=0.3, colour=0.9, posterize=4)
+# The paper's wide space, table 7. There images are sheared about their corner, here about their centre.
+TRIVIALAUGMENT = Ranges(rotate=135, shift=32, share=False, shear=0.99, colour=0.99, posterize=6)
 
 
 def randaugment(images: Tensor, draws: Tensor, magnitude: int) -> Tensor:
@@ -48,12 +57,85 @@ def randaugment(images: Tensor, draws: Tensor, magnitude: int) -> Tensor:
     Returns:
         (B, C, S, S) uint8.
     """
-    operations = _operations()
-    images = images.clone()
     for which, side in zip(draws[:, 0::2].T, draws[:, 1::2].T, strict=True):
-        choice = (which * len(operations)).long() * 2 + (side < 0.5)
-        for value in choice.unique().tolist():
-            members = (choice == value).nonzero()[:, 0]
-            strength = magnitude / 30 * (1 if value % 2 else -1)
-            images[members] = operations[value // 2](images[members], strength)
+        strength = torch.where(side < 0.5, 1.0, -1.0) * (magnitude / BINS)
+        images = apply(images, (which * len(NAMES)).long(), strength, RANDAUGMENT)
     return images
+
+
+def trivialaugment(images: Tensor, draws: Tensor) -> Tensor:
+    """One operation for each image, at a strength drawn from 0, 1/30, ... 1.
+
+    Args:
+        images: (B, C, S, S) uint8.
+        draws: (B, 3) uniform numbers: which operation, its sign, its strength.
+
+    Returns:
+        (B, C, S, S) uint8.
+    """
+    which, side, how = draws.T
+    strength = torch.where(side < 0.5, 1.0, -1.0) * (how * (BINS + 1)).floor() / BINS
+    return apply(images, (which * len(NAMES)).long(), strength, TRIVIALAUGMENT)
+
+
+def apply(images: Tensor, which: Tensor, strength: Tensor, ranges: Ranges) -> Tensor:
+    """One operation for each image.
+
+    Args:
+        images: (B, C, S, S) uint8.
+        which: (B,) int64, positions in NAMES.
+        strength: (B,) in [-1, 1]; posterize and solarize use its absolute value.
+        ranges: what it is a share of.
+
+    Returns:
+        (B, C, S, S) uint8, new.
+    """
+    images = images.clone(memory_format=torch.contiguous_format)
+    geometric = (which >= 1) & (which <= 5)
+    _put(images, geometric, lambda x: _move(x, which[geometric], strength[geometric], ranges))
+    for place in range(6, len(NAMES)):
+        chosen = which == place
+        s = strength[chosen].view(-1, 1, 1, 1)
+        _put(images, chosen, lambda x, place=place, s=s: _recolour(x, NAMES[place], s, ranges))
+    return images
+
+
+def _put(images: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Change some images where they are."""
+    members = chosen.nonzero()[:, 0]
+    if len(members):
+        images[members] = change(images[members])
+
+
+def _recolour(images: Tensor, name: str, strength: Tensor, ranges: Ranges) -> Tensor:
+    """An operation that moves nothing. images: (B, C, S, S), strength: (B, 1, 1, 1) -> (B, C, S, S)."""
+    from torchvision.transforms.v2 import functional as T
+
+    if name in ("brightness", "contrast", "sharpness", "saturation"):
+        return getattr(colour, name)(images, (1 + ranges.colour * strength)[:, 0, 0, 0])
+    if name == "posterize":
+        dropped = (ranges.posterize * strength.abs()).round().long()
+        return images & (256 - 2**dropped).byte()
+    if name == "solarize":
+        return torch.where(images >= 256 * (1 - strength.abs()), 255 - images, images)
+    return T.autocontrast(images) if name == "autocontrast" else T.equalize(images)
+
+
+def _move(images: Tensor, which: Tensor, strength: Tensor, ranges: Ranges) -> Tensor:
+    """Rotate, shift or shear about the centre; each pixel takes its nearest, and what comes from outside is black.
+
+    Coordinates are computed pixel by pixel, not as a matrix product, so their bits depend on no batch.
+    """
+    size = images.shape[-1]
+    value = {i: torch.where(which == i, strength, 0.0)[:, None, None] for i in range(1, 6)}  # (B, 1, 1) each
+    angle = value[1] * math.radians(ranges.rotate)
+    cos, sin = angle.cos(), angle.sin()
+    pixels = [(value[i] * (ranges.shift * size if ranges.share else ranges.shift)).round() for i in (2, 3)]
+    centre = (size - 1) / 2
+    y, x = (torch.arange(size) - centre).view(1, -1, 1), (torch.arange(size) - centre).view(1, 1, -1)
+    column = (cos * x + ((sin + value[4] * ranges.shear) * y + (centre - pixels[0]))).round_()  # (B, S, S)
+    row = (cos * y + ((value[5] * ranges.shear - sin) * x + (centre - pixels[1]))).round_()
+    inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+    place = torch.where(inside, row * size + column, 0).long().flatten(1)[:, None]  # exact: far below 2^24
+    picked = images.flatten(2).gather(2, place.expand(-1, images.shape[1], -1)).view_as(images)
+    return picked.mul_(inside[:, None])

@@ -33,6 +33,9 @@ class Reading:
         return asdict(self)
 
 
+PHOTO = Reading()  # three channels, uint8
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of itself before it is decoded; width and height in pixels, before EXIF orientation.

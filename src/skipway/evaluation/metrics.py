@@ -1,15 +1,43 @@
-"""Scores of a network on a set of images."""
+"""Scores where each image has one of several classes; of two classes, the second counts as the positive one."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from skipway.data.loader import Batch
-from skipway.data.preprocess import Preprocess
-from skipway.errors import InputError
+from skipway.evaluation.thresholds import auroc, average_precision, cuts, mean, ratio
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer: which sample of the source, and two lines of words for it."""
+
+    index: int
+    lines: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class BinaryReport:
+    """Scores of two classes, in [0, 1]; None where there is nothing to count.
+
+    Args:
+        positive: the class that counts as positive: the second one.
+        auroc: area under the ROC curve.
+        average_precision: area under the curve of precision and recall, as a sum of steps.
+        precision: share of images named positive that are.
+        recall: share of positive images named so (sensitivity).
+        specificity: share of negative images named negative.
+        f1: harmonic mean of precision and recall.
+    """
+
+    positive: str
+    auroc: float | None
+    average_precision: float | None
+    precision: float | None
+    recall: float | None
+    specificity: float | None
+    f1: float | None
 
 
 @dataclass(frozen=True)
@@ -20,13 +48,18 @@ class Scores:
         probabilities: (N, K) float32, rows sum to 1.
         labels: (N,) int64.
         indices: (N,) int64, the samples' places in their source.
-        loss: mean cross-entropy in nats, without label smoothing.
+        loss: mean cross-entropy in nats, without label smoothing or weights.
     """
 
     probabilities: Tensor
     labels: Tensor
     indices: Tensor
     loss: float
+
+    @property
+    def main(self) -> float:
+        """What the best epoch is chosen by: the accuracy."""
+        return self.accuracy
 
     @property
     def predictions(self) -> Tensor:
@@ -51,42 +84,57 @@ class Scores:
     def class_accuracy(self) -> list[float | None]:
         """Share of right predictions for each class; None where no image has it."""
         counts = self.confusion()
-        rows = zip(counts.diag().tolist(), counts.sum(1).tolist(), strict=True)
-        return [right / total if total else None for right, total in rows]
+        return [ratio(*pair) for pair in zip(counts.diag().tolist(), counts.sum(1).tolist(), strict=True)]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the classes' accuracies, over those that images have."""
+        return mean(self.class_accuracy()) or 0.0
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of the classes' F1, over those that images have or were given."""
+        counts = self.confusion()
+        whole = (counts.sum(0) + counts.sum(1)).tolist()
+        return mean([ratio(2 * hits, of) for hits, of in zip(counts.diag().tolist(), whole, strict=True)]) or 0.0
+
+    def binary(self, classes: tuple[str, ...]) -> BinaryReport | None:
+        """The second class against the first; None where there are not two classes."""
+        if len(classes) != 2:
+            return None
+        ranking = cuts(self.probabilities[:, 1], self.labels == 1)
+        (true_negatives, false_positives), (false_negatives, true_positives) = self.confusion().tolist()
+        return BinaryReport(
+            positive=classes[1],
+            auroc=auroc(ranking),
+            average_precision=average_precision(ranking),
+            precision=ratio(true_positives, true_positives + false_positives),
+            recall=ratio(true_positives, true_positives + false_negatives),
+            specificity=ratio(true_negatives, true_negatives + false_positives),
+            f1=ratio(2 * true_positives, 2 * true_positives + false_positives + false_negatives),
+        )
+
+    def report(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """The scores beyond accuracy and loss, as plain data."""
+        binary = self.binary(classes)
+        return {
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "binary": vars(binary) if binary else None,
+        }
+
+    def mistakes(self, classes: tuple[str, ...], num: int) -> tuple[str, list[Mistake]]:
+        """How many are wrong, in words, and the `num` most confident ones."""
+        confidence, predicted = self.probabilities.max(1)
+        wrong = (predicted != self.labels).nonzero()[:, 0]
+        worst = wrong[confidence[wrong].argsort(descending=True)][:num].tolist()
+        found = []
+        for i in worst:
+            truth, said = short(classes[int(self.labels[i])]), short(classes[int(predicted[i])])
+            found.append(Mistake(int(self.indices[i]), (truth, f"named {said} {confidence[i]:.0%}")))
+        return f"{len(wrong)} of {len(self.labels)} wrong", found
 
 
-@torch.inference_mode()
-def score(
-    network: nn.Module,
-    batches: Iterable[Batch],
-    preprocess: Preprocess,
-    *,
-    bf16: bool = False,
-) -> Scores:
-    """Run a network over batches, in evaluation mode (the mode it was in is restored).
-
-    Args:
-        network: (B, C, S, S) float -> (B, K) logits.
-        batches: uint8 images with labels.
-        preprocess: whose normalisation applies.
-        bf16: compute in bfloat16 (autocast); logits and loss stay fp32.
-
-    Raises:
-        InputError: not one image could be read.
-    """
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    logits, labels, indices = [], [], []
-    for batch in batches:
-        inputs = preprocess.normalise(batch.images.to(device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits.append(network(inputs).float().cpu())
-        labels.append(batch.labels)
-        indices.append(batch.indices)
-    network.train(was_training)
-    if not logits:
-        raise InputError("none of the images can be read")
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-    loss = F.cross_entropy(all_logits, all_labels).item()
-    return Scores(all_logits.softmax(1), all_labels, torch.cat(indices), loss)
+def short(name: str) -> str:
+    """A name with room for 16 letters."""
+    return name if len(name) <= 16 else name[:15] + "…"

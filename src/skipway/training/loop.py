@@ -21,14 +21,16 @@ from torch import Tensor, nn
 
 from skipway import randomness
 from skipway.data.augment import Augment
-from skipway.data.loader import Batch, make_loader
+from skipway.data.loader import Batch
 from skipway.data.preprocess import measure, plain
+from skipway.data.split import write_split
 from skipway.errors import InputError, ReadError
 from skipway.evaluation.metrics import score
 from skipway.evaluation.pictures import curves, mistakes
 from skipway.run import Run
 from skipway.training.checkpoint import Position, load_last, save_last
 from skipway.training.facts import bad_files_note, data_facts
+from skipway.training.feeding import open_loaders
 from skipway.training.finetune import freeze, frozen_note
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import keep_freed_memory
@@ -46,23 +48,23 @@ class Trainer:
     Args:
         plan: what to do.
         folder: the run folder.
+        console: where to show progress.
         resume: whether it holds a run to go on with.
     """
 
-    def __init__(self, plan: Plan, folder: Path, *, resume: bool):
+    def __init__(self, plan: Plan, folder: Path, console: Console, *, resume: bool):
         self.plan = dataclasses.replace(plan, given=None)  # given weights are not kept beside the network's
-        self.spec, self.device = plan.spec, plan.device
+        self.spec, self.device, self.console = plan.spec, plan.device, console
         spec = self.spec
         torch.manual_seed(spec.train.seed)
         if self.device.type == "cpu":
             keep_freed_memory()
         preprocess = Run.open(folder).preprocess if resume else plain(plan.source, spec.data, spec.data.image_size)
-        wanted = torch.cat([plan.splits.train, plan.splits.val])
-        self.loader = make_loader(plan.source, preprocess, spec.data, wanted=wanted)
+        self.augment = Augment(spec.augment, preprocess, num_classes=len(plan.source.classes), seed=spec.train.seed)
+        self.train_loader, self.loader = open_loaders(plan, preprocess, console)
         if not resume:
-            preprocess = measure(self.loader, plan.splits.train)
+            preprocess = measure(self.train_loader, plan.splits.train).resized(preprocess.image_size)
         self.preprocess = preprocess
-        self.augment = Augment(spec.augment, num_classes=len(plan.source.classes), seed=spec.train.seed)
         network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
         frozen = freeze(network, spec.train.freeze)
         self.frozen = [module for part in frozen for module in part.modules]
@@ -84,10 +86,11 @@ class Trainer:
             self._forget_after(self.position)
         else:
             self.run = Run.create(folder, spec, plan.source.classes, preprocess)
+            self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
             self._summarise("running", {})
             save_last(self.run, self.position, self.network, self.optimizer, self.average)
 
-    def fit(self, console: Console) -> Run:
+    def fit(self) -> Run:
         """All epochs that are left, then the end."""
         spec = self.spec
         parameters = sum(p.numel() for p in self.network.parameters())
@@ -101,7 +104,7 @@ class Trainer:
             steps=self.plan.steps_per_epoch,
             notes=notes,
             done=self.position.epoch,
-            console=console,
+            console=self.console,
         )
         told = set(self.loader.bad)
         with StopSignals() as stop:
@@ -168,7 +171,7 @@ class Trainer:
         lrs: list[float] = []
         right, seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
         started = time.perf_counter()
-        for batch in self.loader.batches(order[: per_epoch * batch_size], batch_size):
+        for batch in self.train_loader.batches(order[: per_epoch * batch_size], batch_size):
             stop.check()
             if len(batch.labels) == 1 < batch_size:
                 continue  # all the others could not be read, and batch norm needs two

@@ -75,9 +75,9 @@ def train(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return Run.open(place.folder)
     with claimed(place.folder):
-        trainer = Trainer(plan, place.folder, resume=place.resume)
+        trainer = Trainer(plan, place.folder, console, resume=place.resume)
         del plan  # and with it the weights that were given
-        return trainer.fit(console)
+        return trainer.fit()
 
 
 def _plan(asked: RunSpec, out: Path | None) -> Plan:
