@@ -14,6 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skipway.data.doctor import Diagnosis, doctor
+    from skipway.data.doctor_case import Finding
+    from skipway.data.pack import Packed, pack
+    from skipway.data.preview import preview
     from skipway.errors import InputError, ReadError
     from skipway.evaluation.evaluate import Evaluation, evaluate
     from skipway.foreign_spec import ForeignSpec
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "data.doctor": ("Diagnosis", "doctor"),
+    "data.doctor_case": ("Finding",),
+    "data.pack": ("Packed", "pack"),
+    "data.preview": ("preview",),
     "errors": ("InputError", "ReadError"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "foreign_spec": ("ForeignSpec",),
@@ -55,11 +63,14 @@ __all__ = [
     "AugmentSpec",
     "DataSpec",
     "Description",
+    "Diagnosis",
     "Evaluation",
+    "Finding",
     "ForeignSpec",
     "InputError",
     "Loaded",
     "NetworkSpec",
+    "Packed",
     "Prediction",
     "Predictor",
     "ReadError",
@@ -73,9 +84,12 @@ __all__ = [
     "build_foreign",
     "describe",
     "dilated",
+    "doctor",
     "evaluate",
     "load",
     "load_weights",
+    "pack",
+    "preview",
     "save_weights",
     "train",
     "twin",

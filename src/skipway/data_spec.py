@@ -44,6 +44,7 @@ class DataSpec:
     folds: int = option(0, "k-fold: hold out one of so many equal parts instead; 0: off", low=0, high=1000)
     fold: int = option(0, "k-fold: which part is held out, counted from 0", low=0, high=999)
     split_file: str = option("", "take the split from a run's split.csv")
+    exclude: str = option("", "a file of names to leave out, such as doctor --fix-list writes")
     bad_files: Literal["skip", "replace", "stop"] = option(
         "skip", "files that cannot be read: leave out, put another image of the class in their place, or stop"
     )

@@ -44,6 +44,7 @@ def _shown_default(value: Any) -> str:
 Flags = _flags(SECTIONS, BY_NAME | FROM_DATA)
 NetworkFlags = _flags(["network"], BY_NAME)
 DataFlags = _flags(["data"], BY_NAME)
+PreviewFlags = _flags(["data", "augment"], BY_NAME)
 
 
 def settings_of(flags: Any, network: str | None) -> dict[str, dict[str, Any]]:

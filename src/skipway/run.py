@@ -5,7 +5,8 @@
     preprocess.json      size and normalisation
     metrics.jsonl        one object an epoch
     steps.jsonl          one object a step: epoch, step, loss, lr
-    weights.safetensors  the best on validation; classes, preprocessing and spec in its metadata
+    weights.safetensors  the best on validation; classes, preprocessing, thresholds and spec in its metadata
+    thresholds.json      several labels an image: the probability from which on each is given (chosen at the end)
     last.safetensors     what training needs to go on
     curves.png mistakes.png
     split.csv            which sample is in which split, by name
@@ -16,8 +17,7 @@ Nothing in it is a pickle. Every file is written beside its place and then moved
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from skipway.data.preprocess import Preprocess
 from skipway.errors import InputError
+from skipway.model import Model, read_thresholds
 from skipway.nn.foreign import build_any
 from skipway.nn.weight_files import read_safetensors
 from skipway.nn.weights import load_state
-from skipway.spec import RunSpec, differences, from_toml, to_toml
+from skipway.spec import RunSpec, from_toml, to_toml
 from skipway.trust import check_trust
 
 FORMAT = "skipway-1"
@@ -38,24 +39,8 @@ LOCK = ".lock"
 FILES = (
     *("spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "summary.json"),
     *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png", "split.csv"),
+    "thresholds.json",
 )
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained network with all that is needed to use it.
-
-    Args:
-        network: in evaluation mode, on the CPU.
-        spec: the run's.
-        classes: names, in the order of the logits.
-        preprocess: from image to input.
-    """
-
-    network: nn.Module
-    spec: RunSpec
-    classes: tuple[str, ...]
-    preprocess: Preprocess
 
 
 class Run:
@@ -113,6 +98,17 @@ class Run:
     def preprocess(self) -> Preprocess:
         """From image to input."""
         return Preprocess.from_json(self.read_text("preprocess.json"))
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """Several labels an image: the probability from which on each is given; None: one label an image."""
+        path = self.folder / "thresholds.json"
+        if not path.exists():
+            return None
+        try:
+            return read_thresholds(self.read_text(path.name), self.classes)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}") from error
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -174,9 +170,19 @@ class Run:
         with (self.folder / name).open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
+    def write_thresholds(self, thresholds: Sequence[float]) -> None:
+        """Write thresholds.json, and put them into the weights where there are any."""
+        text = json.dumps(dict(zip(self.classes, thresholds, strict=True)), indent=1)
+        self.write_text("thresholds.json", text)
+        path = self.folder / "weights.safetensors"
+        if path.exists():
+            state, metadata = read_safetensors(path)
+            self.write_bytes(path.name, save(state, metadata | {"thresholds": text}))
+
     def save_weights(self, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write weights.safetensors, able to predict by itself."""
-        metadata = {
+        several = {} if self.thresholds is None else {"thresholds": self.read_text("thresholds.json")}
+        metadata = several | {
             "format": FORMAT,
             "spec": to_toml(self.spec),
             "classes": json.dumps(list(self.classes)),
@@ -206,6 +212,7 @@ class Saved:
     spec: RunSpec
     classes: tuple[str, ...]
     preprocess: Preprocess
+    thresholds: tuple[float, ...] | None = None
 
 
 def read_saved(path: str | Path) -> Saved:
@@ -228,7 +235,9 @@ def read_saved(path: str | Path) -> Saved:
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise InputError("its classes are no list of names")
         preprocess = Preprocess.from_json(metadata["preprocess"])
-        return Saved(state, from_toml(metadata["spec"]), tuple(classes), preprocess)
+        text = metadata.get("thresholds")
+        thresholds = None if text is None else read_thresholds(text, classes)
+        return Saved(state, from_toml(metadata["spec"]), tuple(classes), preprocess, thresholds)
     except (KeyError, ValueError, TypeError, RecursionError) as error:  # InputError is a ValueError
         raise InputError(f"{path} is damaged: {error}") from error
 
@@ -253,37 +262,7 @@ def load_model(path: str | Path, *, trust_code: bool = False) -> Model:
     check_trust(saved.spec.network, trust_code=trust_code)
     network = build_any(saved.spec.network, image_size=saved.spec.data.image_size)
     load_state(network, saved.state, str(path))
-    return Model(network.eval(), saved.spec, saved.classes, saved.preprocess)
-
-
-def next_folder(base: Path, data: str, network: str) -> Path:
-    """The first free `base/<data>-<network>-<n>`."""
-    stem = run_stem(data, network)
-    taken = [int(m[1]) for p in _children(base) if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
-    return base / f"{stem}-{max(taken, default=0) + 1}"
-
-
-def run_stem(data: str, network: str) -> str:
-    """`<data>-<network>` as a folder's name."""
-    name = Path(data).expanduser().resolve().name if "/" in data or data in (".", "..") else data
-    return re.sub(r"[^\w.+-]+", "_", f"{name}-{network}")
-
-
-def unfinished(base: Path, spec: RunSpec) -> "Run | None":
-    """The newest run below `base` that is not finished and was made from an equal spec."""
-    found = []
-    for folder in _children(base):
-        try:
-            run = Run.open(folder)
-            if not run.finished and not differences(run.spec, spec):
-                found.append((folder.stat().st_mtime, run))
-        except InputError:
-            continue  # not a run, or one that cannot be read: not ours to continue
-    return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def _children(base: Path) -> list[Path]:
-    return [p for p in base.iterdir() if p.is_dir()] if base.is_dir() else []
+    return Model(network.eval(), saved.spec, saved.classes, saved.preprocess, saved.thresholds)
 
 
 def dense_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -171,7 +171,7 @@ def from_toml(text: str) -> RunSpec:
 
 
 def differences(old: RunSpec, new: RunSpec) -> list[str]:
-    """The fields in which two runs differ, as `train.epochs: 5 -> 10`; the recipe's name, workers and cache change nothing."""
+    """The fields in which two runs differ, as `train.epochs: 5 -> 10`; recipe's name, workers, cache do not count."""
     rows = []
     for section in SECTIONS:
         a, b = getattr(old, section), getattr(new, section)

@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from skipway.data.doctor import Diagnosis
     from skipway.evaluation.evaluate import Evaluation
+    from skipway.evaluation.labels import LabelReport
     from skipway.nn.description import Description, LayerRow
     from skipway.shipping.predictor import Prediction
 
@@ -127,21 +129,87 @@ def recipes(table_of: dict[str, Callable[[], Any]]) -> Table:
 
 
 def evaluation(result: "Evaluation") -> Group:
-    """Accuracy, loss, and each class with what it is most often taken for."""
+    """Scores of all, then of each class with what it is most often taken for, or of each label at its threshold."""
+    if result.labels:
+        return _labels(result, result.labels)
     table = _table("class", "images", "accuracy", "most often taken for", right=("images", "accuracy"))
     for i, (name, accuracy) in enumerate(result.class_accuracy.items()):
         row = result.confusion[i]
         wrong = max((j for j in range(len(row)) if j != i), key=row.__getitem__)
         taken = f"{escape(result.classes[wrong])} ({row[wrong]})" if row[wrong] else ""
         table.add_row(escape(name), f"{sum(row):,}", "-" if accuracy is None else f"{accuracy:.2%}", taken)
-    head = f"{escape(result.data)}, {result.split} split, {result.num_images:,} images"
-    top5 = f"   top-5 {result.top5_accuracy:.2%}" if len(result.classes) > 5 else ""
-    return Group(head, f"accuracy [bold]{result.accuracy:.2%}[/]{top5}   loss {result.loss:.4f}", "", table)
+    top5 = f"   top-5 {result.top5_accuracy:.2%}" if result.top5_accuracy and len(result.classes) > 5 else ""
+    line = f"accuracy [bold]{result.accuracy:.2%}[/]{top5}   loss {result.loss:.4f}"
+    more = f"balanced accuracy {_share(result.balanced_accuracy)}   macro F1 {_share(result.macro_f1)}"
+    return Group(_head(result), line, more, *_binary(result), "", table)
+
+
+def _head(result: "Evaluation") -> str:
+    return f"{escape(result.data)}, {result.split} split, {result.num_images:,} images"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _binary(result: "Evaluation") -> list[str]:
+    """Two classes: what the second one's scores are."""
+    scores = result.binary
+    if scores is None:
+        return []
+    ranked = f"AUROC {_share(scores.auroc)}   average precision {_share(scores.average_precision)}"
+    found = f"precision {_share(scores.precision)}   recall {_share(scores.recall)}"
+    rest = f"specificity {_share(scores.specificity)}   F1 {_share(scores.f1)}"
+    return [f"positive class {escape(scores.positive)}: {ranked}", f"  {found}   {rest}"]
+
+
+def _labels(result: "Evaluation", scores: "LabelReport") -> Group:
+    """Several labels an image: mAP and F1, and each label's scores."""
+    numbers = ("images", "AP", "threshold", "precision", "recall", "F1")
+    table = _table("label", *numbers, right=numbers)
+    for row in scores.labels:
+        at = (_share(row.precision), _share(row.recall), _share(row.f1))
+        ap = _share(row.average_precision)
+        table.add_row(escape(row.name), f"{row.positives:,}", ap, f"{row.threshold:.3f}", *at)
+    line = f"mAP [bold]{_share(scores.map)}[/]   loss {result.loss:.4f}"
+    f1 = f"micro F1 {_share(scores.micro_f1)}   macro F1 {_share(scores.macro_f1)}"
+    more = f"{f1}   all labels right {_share(scores.subset_accuracy)}"
+    left = ", ".join(scores.without_positives)
+    said = [f"mAP and macro F1 leave out what no image has: {escape(left)}"] if left else []
+    return Group(_head(result), line, more, *said, "", table)
 
 
 def prediction(image: str, result: "Prediction") -> Text:
-    """One line an image: names with probabilities, the best first."""
+    """One line an image: names with probabilities, the best first; + before labels that reach their threshold."""
     text = Text(image + "  ")
     for i, (name, probability) in enumerate(zip(result.names, result.probabilities, strict=True)):
-        text.append(f"{name} {probability:.1%}  ", style="bold" if i == 0 else "dim")
+        chosen = i == 0 if result.chosen is None else name in result.chosen
+        sign = "+" if chosen and result.chosen is not None else ""
+        text.append(f"{sign}{name} {probability:.1%}  ", style="bold" if chosen else "dim")
     return text
+
+
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+SHOWN_FILES = 3
+
+
+def diagnosis(found: "Diagnosis") -> Group:
+    """Findings, the worst first, each with some files and what to do; then the verdict."""
+    from skipway.data.doctor_case import counted, shown
+
+    lines: list[Any] = []
+    for finding in found.findings:
+        lines.append(Text.assemble((f"{finding.severity:<8}", COLOURS[finding.severity]), shown(finding.message)))
+        remarks = finding.remarks or ("",) * len(finding.files)
+        told = [f"{shown(n)} ({shown(r)})" if r else shown(n) for n, r in zip(finding.files, remarks, strict=True)]
+        rows = [" = ".join(told[place] for place in group[:SHOWN_FILES]) for group in finding.groups] or told
+        lines += [Text(f"          {row}", style="cyan") for row in rows[:SHOWN_FILES]]
+        if len(rows) > SHOWN_FILES:
+            lines.append(Text(f"          and {len(rows) - SHOWN_FILES:,} more", style="cyan"))
+        if finding.advice:
+            lines.append(Text(f"        -> {finding.advice}"))
+    errors, warnings = found.count("error"), found.count("warning")
+    images = counted(found.statistics["images"], "image")
+    said = "nothing to do" if not errors + warnings else f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
+    style = COLOURS["error" if errors else "warning"] if errors + warnings else "bold green"
+    return Group(*lines, "", Text.assemble(f"{shown(found.path)}, {images}: ", (said, style)))

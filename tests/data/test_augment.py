@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
+import skipway as package
 from skipway.data import colour
 from skipway.data.augment import Augment, unnormalised
 from skipway.data.crop import LARGER, TRIES, boxes, flip, pad_and_crop, resized_crop, source_size
@@ -66,7 +69,7 @@ def part(batch: Batch, chosen: list[int]) -> Batch:
 def photos(num: int, size: int, channels: int = 3) -> Tensor:
     """Smooth images with some noise, as photos are."""
     coarse = torch.rand(num, channels, 5, 5) * 255
-    smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    smooth = F.interpolate(coarse, (size, size), mode="bilinear")
     return (smooth + torch.randn(num, channels, size, size) * 8).clamp(0, 255).byte()
 
 
@@ -91,9 +94,7 @@ def test_a_samples_pixels_do_not_depend_on_its_batch(deep, channels):
     assert torch.equal(everything.pixels(part(batch, [9, 2]), 3), whole[[9, 2]])
     ones = [everything.pixels(part(batch, [i]), 3) for i in range(48)]
     assert torch.equal(torch.cat(ones), whole)
-    other_layout = Batch(
-        batch.images.contiguous(memory_format=torch.channels_last), batch.labels, batch.indices
-    )
+    other_layout = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels, batch.indices)
     assert torch.equal(everything.pixels(other_layout, 3), whole)
     assert not torch.equal(everything.pixels(batch, 4), whole)
     assert torch.equal(everything.pixels(batch, 3), whole)
@@ -148,7 +149,7 @@ def test_alternating_flips_show_every_image_both_ways_in_two_epochs():
 def test_pad_crop_cuts_every_window_of_the_padded_image():
     image = torch.randint(1, 256, (1, 1, 8, 8), dtype=torch.uint8)
     batch = Batch(image.expand(2000, -1, -1, -1), torch.zeros(2000, dtype=torch.int64), torch.arange(2000))
-    padded = torch.nn.functional.pad(image[0], (1, 1, 1, 1))
+    padded = F.pad(image[0], (1, 1, 1, 1))
     windows = {padded[:, y : y + 8, x : x + 8].numpy().tobytes(): (y, x) for y in range(3) for x in range(3)}
     got = [windows[crop.contiguous().numpy().tobytes()] for crop in augment(pad_crop=0.125).pixels(batch, 0)]
     counts = [got.count(window) for window in windows.values()]
@@ -168,8 +169,9 @@ def test_windows_are_those_of_torchs_padding(num, size, channels, deep, reflect,
     got = pad_and_crop(images, start, pad=pad, mode="reflect" if reflect else "zero", flips=flips)
     for i, image in enumerate(images):
         black = image.min().item() if deep else 0
-        mode = {"mode": "reflect"} if reflect else {"value": black}
-        padded = torch.nn.functional.pad(image.float(), (pad,) * 4, **mode).to(image.dtype)
+        around, whole = (pad,) * 4, image.float()
+        padded = F.pad(whole, around, "reflect") if reflect else F.pad(whole, around, value=black)
+        padded = padded.to(image.dtype)
         top, left = start[i].tolist()
         window = padded[:, top : top + size, left : left + size]
         assert torch.equal(got[i], window.flip(-1) if flips[i] else window)
@@ -245,6 +247,30 @@ def test_images_are_held_larger_for_random_crops(share, own, want):
     assert round(224 * LARGER) == 256
 
 
+def test_training_cuts_random_crops_out_of_larger_images(photos, monkeypatch):
+    seen = []
+    pixels = Augment.pixels
+
+    def spied(self: Augment, batch: Batch, epoch: int) -> Tensor:
+        out = pixels(self, batch, epoch)
+        seen.append((batch.images.shape[-1], out.shape[-1]))
+        return out
+
+    monkeypatch.setattr(Augment, "pixels", spied)
+    broken = photos / "ants" / "broken.png"
+    broken.write_bytes((photos / "ants" / "000.png").read_bytes()[:200])
+    crops = {"augment": {"random_resized_crop": 0.3}}
+    run = package.train(photos, settings=TINY | crops | {"data": {"workers": 0, "image_size": 7}}, out="run")
+    assert set(seen) == {(8, 7)}
+    assert run.preprocess.image_size == 7
+    assert list(run.summary["bad_files"]) == ["ants/broken.png"]
+    seen.clear()
+    package.train(
+        photos, settings=TINY | crops, out="own"
+    )  # 16 pixels, their own size: cut out of the images as they are
+    assert set(seen) == {(16, 16)}
+
+
 # RandAugment and TrivialAugment
 
 
@@ -264,15 +290,20 @@ def reference(name: str, image: Tensor, s: float, ranges: Ranges) -> Tensor:
     colours, size = image.shape[0] == 3, image.shape[-1]
     shift = round(s * ranges.shift * (size if ranges.share else 1))
     shear = math.degrees(math.atan(s * ranges.shear))
-    move = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+
+    def moved(
+        angle: float = 0.0, across: float = 0.0, down: float = 0.0, shear: tuple[float, float] = (0, 0)
+    ) -> Tensor:
+        return T.affine(image, angle=angle, translate=[across, down], scale=1.0, shear=[*shear])
+
     factor = 1 + ranges.colour * s
     return {
         "identity": lambda: image,
-        "rotate": lambda: T.affine(image, **{**move, "angle": ranges.rotate * s}),
-        "shift across": lambda: T.affine(image, **{**move, "translate": [shift, 0]}),
-        "shift down": lambda: T.affine(image, **{**move, "translate": [0, shift]}),
-        "shear across": lambda: T.affine(image, **{**move, "shear": [shear, 0.0]}),
-        "shear down": lambda: T.affine(image, **{**move, "shear": [0.0, shear]}),
+        "rotate": lambda: moved(angle=ranges.rotate * s),
+        "shift across": lambda: moved(across=shift),
+        "shift down": lambda: moved(down=shift),
+        "shear across": lambda: moved(shear=(shear, 0.0)),
+        "shear down": lambda: moved(shear=(0.0, shear)),
         "brightness": lambda: T.adjust_brightness(image, factor),
         "contrast": lambda: T.adjust_contrast(image, factor),
         "sharpness": lambda: T.adjust_sharpness(image, factor),
@@ -354,7 +385,9 @@ def test_color_jitter_of_deep_images_is_relative_and_cuts_nothing_off():
 def test_pictures_undo_normalisation():
     preprocess = Preprocess(8, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), Reading(3))
     images = batch_of().images
-    torch.testing.assert_close(unnormalised(preprocess.normalise(images), preprocess), images.float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        unnormalised(preprocess.normalise(images), preprocess), images.float(), atol=1e-3, rtol=0
+    )
 
 
 # torchvision's by name
@@ -363,11 +396,11 @@ def test_pictures_undo_normalisation():
 def test_transforms_are_torchvisions_seeded_by_sample_and_leave_no_trace():
     batch = batch_of(6)
     random.seed(1)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     a = augment(transforms=("RandomHorizontalFlip(p=1.0)", "GaussianBlur(kernel_size=3, sigma=1.0)"))
     want = T.gaussian_blur(batch.images.flip(-1), [3, 3], [1.0, 1.0])
     assert torch.equal(a.pixels(batch, 1), want)
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    after = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     half = augment(transforms=("RandomHorizontalFlip",))

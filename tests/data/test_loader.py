@@ -72,11 +72,10 @@ def test_batches_are_the_same_bits_however_they_come(root, monkeypatch):
 
 @pytest.mark.parametrize("bad_files", ["skip", "replace"])
 def test_a_bad_file_costs_the_same_however_it_comes(root, bad_files):
-    options = {"bad_files": bad_files, "workers": 2}
     ways = [
-        loader_of(root, **options),
-        loader_of(root, kept=True, **options),
-        loader_of(root, **(options | {"workers": 0})),
+        loader_of(root, bad_files=bad_files, workers=2),
+        loader_of(root, kept=True, bad_files=bad_files, workers=2),
+        loader_of(root, bad_files=bad_files, workers=0),
     ]
     found = []
     for loader in ways:
@@ -108,31 +107,22 @@ def test_bad_files_stop_where_asked(root):
             list(loader_of(root, kept=kept, bad_files="stop", workers=1).batches(torch.arange(24), 6))
 
 
-@dataclasses.dataclass(frozen=True)
-class Hostile:
+class Hostile(FileSource):
     """A source of which two files do what no file should."""
 
-    inner: FileSource
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def __len__(self):
-        return len(self.inner)
-
-    def read(self, index, at_least=0):
+    def read(self, index: int, at_least: int = 0) -> torch.Tensor:
         if index == 3:
             time.sleep(60)
         if index == 7:
             list(iter(lambda: bytearray(1 << 28), None))
-        return self.inner.read(index, at_least)
+        return super().read(index, at_least)
 
 
 @pytest.mark.faults
 def test_files_that_sleep_or_allocate_are_left_out(root, monkeypatch):
     monkeypatch.setitem(pool.Pool.__init__.__kwdefaults__, "time_limit_s", 0.7)
     source, spec = source_of(root, workers=2)
-    hostile = Hostile(source)
+    hostile = Hostile(*(getattr(source, f.name) for f in dataclasses.fields(source)))
     loader = Loader(hostile, plain(hostile, spec, 16), spec)
     seen = torch.cat([batch.indices for batch in loader.batches(torch.arange(24), 6)])
     reasons = {source.name(3): "took more than 0.7 s to read", source.name(7): "needs more than 1 GiB to read"}
@@ -148,6 +138,7 @@ def test_cache_is_keyed_by_files_and_preprocessing(root, tmp_path):
 
     first = name()
     assert first == name()
+    assert first is not None
     assert first.is_relative_to(tmp_path / "cache")
     assert len({first, name(size=21), name(fit="pad"), cache_file(loader_of(root), torch.arange(23))}) == 4
     image = root / "bees" / "00.jpg"

@@ -1,6 +1,11 @@
+import json
+
 import pytest
 import torch
+import torchmetrics.functional.classification as peer
 from conftest import make_photos, save_image
+from hypothesis import given
+from hypothesis import strategies as st
 
 import skipway
 from skipway.data.decode import decode
@@ -9,8 +14,9 @@ from skipway.data.preprocess import Preprocess
 from skipway.data.reading import Reading
 from skipway.data.source import ArraySource
 from skipway.errors import InputError
-from skipway.evaluation.metrics import Scores, score
+from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
+from skipway.evaluation.task import OneLabel, score
 
 
 def scores() -> Scores:
@@ -26,6 +32,63 @@ def test_scores_count_by_hand():
     assert s.top(99) == 1.0
     assert s.confusion().tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
     assert s.class_accuracy() == [0.5, 0.5, None]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 5]), st.integers(1, 30))
+def test_scores_are_the_peers(seed, k, num):
+    generator = torch.Generator().manual_seed(seed)
+    p = (torch.randint(0, 5, (num, k), generator=generator).float() / 2).softmax(1)
+    labels = torch.randint(0, k, (num,), generator=generator)
+    s = Scores(p, labels, torch.arange(num), 0.5)
+    f1 = peer.multiclass_f1_score(s.predictions, labels, num_classes=k, average="none")
+    seen = torch.cat([s.predictions, labels]).bincount(minlength=k) > 0
+    assert s.macro_f1 == pytest.approx(f1[seen].mean().item(), abs=1e-6)
+    recall = peer.multiclass_recall(s.predictions, labels, num_classes=k, average="none")
+    assert s.balanced_accuracy == pytest.approx(recall[labels.bincount(minlength=k) > 0].mean().item(), abs=1e-6)
+    json.dumps(s.report(tuple("abcde"[:k])), allow_nan=False)
+    binary = s.binary(tuple("abcde"[:k]))
+    if k != 2:
+        assert binary is None
+        return
+    assert binary is not None
+    assert binary.positive == "b"
+    for name, function in (
+        ("precision", peer.binary_precision),
+        ("recall", peer.binary_recall),
+        ("specificity", peer.binary_specificity),
+        ("f1", peer.binary_f1_score),
+    ):
+        value = getattr(binary, name)
+        assert value is None or value == pytest.approx(function(s.predictions, labels).item(), abs=1e-6), name
+    assert (binary.auroc is None) == (len(labels.unique()) == 1)
+    if binary.auroc is not None:
+        assert binary.auroc == pytest.approx(peer.binary_auroc(p[:, 1], labels).item(), abs=1e-6)
+
+
+def test_binary_scores_by_hand():
+    p = torch.tensor([0.9, 0.6, 0.4, 0.2, 0.1])
+    s = Scores(torch.stack([1 - p, p], 1), torch.tensor([1, 0, 1, 0, 0]), torch.arange(5), 0.5)
+    binary = s.binary(("healthy", "ill"))
+    assert binary is not None
+    assert (binary.positive, binary.precision, binary.recall) == ("ill", 0.5, 0.5)
+    assert (binary.specificity, binary.f1) == (pytest.approx(2 / 3), 0.5)
+    assert binary.auroc == pytest.approx(5 / 6)
+    assert binary.average_precision == pytest.approx((1 + 2 / 3) / 2)
+    one_kind = Scores(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), torch.arange(1), 0.5).binary(("a", "b"))
+    assert one_kind is not None
+    assert (one_kind.auroc, one_kind.average_precision, one_kind.precision, one_kind.recall) == (None,) * 4
+    assert one_kind.specificity == 1
+
+
+def test_one_against_all_gives_sigmoids_over_their_sum():
+    logits = torch.tensor([[2.0, -1.0, 0.5], [-80.0, -90.0, -100.0]])
+    labels = torch.tensor([1, 0])
+    s = OneLabel("bce").judge(logits, labels, torch.arange(2))
+    sigmoids = logits.double().sigmoid()
+    want = sigmoids / sigmoids.sum(1, keepdim=True)
+    torch.testing.assert_close(s.probabilities.double(), want, atol=1e-6, rtol=1e-5)
+    assert s.loss == pytest.approx(-want[torch.arange(2), labels].log().mean().item(), rel=1e-5)
+    assert s.predictions.tolist() == [0, 0]
 
 
 class Brightness(torch.nn.Module):
@@ -47,7 +110,8 @@ def test_score_normalises_and_restores_the_mode():
         Batch(images[2:], torch.tensor([0]), torch.tensor([9])),
     ]
     network = Brightness().train()
-    got = score(network, batches, Preprocess(4, (0.5,), (0.25,), Reading(1)))
+    got = score(network, batches, Preprocess(4, (0.5,), (0.25,), Reading(1)), task=OneLabel())
+    assert isinstance(got, Scores)
     logits = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [-1.2, 0.0]])
     torch.testing.assert_close(got.probabilities, logits.softmax(1))
     assert got.loss == pytest.approx(
@@ -57,7 +121,7 @@ def test_score_normalises_and_restores_the_mode():
     assert got.accuracy == pytest.approx(2 / 3)
     assert network.training
     with pytest.raises(InputError, match="none of the images can be read"):
-        score(network, [], Preprocess(4, (0.5,), (0.25,), Reading(1)))
+        score(network, [], Preprocess(4, (0.5,), (0.25,), Reading(1)), task=OneLabel())
 
 
 def png_size(data: bytes) -> tuple[int, int]:
@@ -99,6 +163,13 @@ def test_evaluate_scores_the_runs_own_splits(trained):
     assert skipway.evaluate(trained.folder, split="train").num_images == 36
     assert skipway.evaluate(trained.folder / "weights.safetensors", split="all").num_images == 40
     assert sum(map(sum, own.confusion)) == 4
+    assert own.binary is not None
+    assert own.binary.positive == "bees"
+    assert own.balanced_accuracy == own.macro_f1 == own.accuracy == 1
+    assert own.labels is None
+    assert trained.summary["scores"] == {
+        "split": "val", "balanced_accuracy": 1.0, "macro_f1": 1.0, "binary": vars(own.binary),
+    }  # fmt: skip
     with pytest.raises(InputError, match="has no split 'test'; it has"):
         skipway.evaluate(trained, split="test")
 
@@ -121,8 +192,6 @@ def test_evaluate_maps_classes_of_other_data_by_name(trained, tmp_path):
 
 def renamed_classes(run, tmp_path):
     """The same weights under Fashion-MNIST's class names, so that only the channels differ."""
-    import json
-
     from safetensors.torch import save_file
 
     from skipway.data.builtin import FASHION_CLASSES

@@ -26,6 +26,8 @@ from skipway.data.tar_index import (
     BROKEN,
     MAX_MEMBER,
     MAX_MEMBERS,
+    MORE,
+    NO_END,
     RAW,
     Bytes,
     DiskBytes,
@@ -131,25 +133,25 @@ class _Bounded:
     """
 
     def __init__(self, stream: IO[bytes], limit: int, path: Path):
-        self._stream, self._limit, self._path, self._done = stream, limit, path, 0
+        self._stream, self._limit, self._path, self.done = stream, limit, path, 0
 
     def read(self, size: int) -> bytes:
         """The next bytes. Raises InputError beyond the bound."""
         data = self._stream.read(size)
-        self._done += len(data)
-        if self._done > self._limit:
+        self.done += len(data)
+        if self.done > self._limit:
             raise _too_much(f"{self._path} unpacks to", self._limit)
         return data
 
 
 def _stream(path: Path, unpacker: Callable[..., Any]) -> tuple[Members, MemoryBytes]:
     """The members of a compressed tar, their images in memory."""
-    found, blob = Members(), bytearray()
+    found, blob, damage = Members(), bytearray(), {}
     limit = min(UNPACKED, max(64 << 20, 200 * path.stat().st_size))
     with unpacker(path, "rb") as stream:
-        bounded = cast(IO[bytes], _Bounded(stream, limit, path))
-        with tarfile.open(fileobj=bounded, mode="r|") as tar:
-            for name, info, fault in tar_members(tar, found.bad):
+        bounded = _Bounded(stream, limit, path)
+        with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r|") as tar:
+            for name, info, fault in tar_members(tar, damage):
                 if info.isdir():
                     if name not in ("", ".") and not unsafe(name):
                         found.folders.add(name)
@@ -160,12 +162,17 @@ def _stream(path: Path, unpacker: Callable[..., Any]) -> tuple[Members, MemoryBy
                 except InputError:
                     raise
                 except BROKEN as error:
-                    found.bad[name] = f"the archive is damaged: {error}"
+                    damage[name] = f"the archive is damaged: {error}"
                     break
                 if found.take(name, (0, len(blob), info.size, info.size, RAW, 0), fault):
                     blob += data
                 if len(blob) > IN_MEMORY:
                     raise _too_much(f"the images in {path} take", IN_MEMORY)
+            if not damage and bounded.done < tar.offset + tarfile.BLOCKSIZE:
+                damage[f"after byte {tar.offset:,}"] = NO_END
+            elif not damage and cast(Any, tar).fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                damage[f"after byte {tar.offset:,}"] = MORE
+    found.bad |= damage
     return found, MemoryBytes(np.frombuffer(blob, np.uint8))
 
 

@@ -55,10 +55,13 @@ class Part:
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         chunks = (batch.column(0) for batch in self.batches([name]))
-        if is_list(kind):
-            column = column_of(name, title, (cell for chunk in chunks for cell in chunk.to_pylist()))
-        else:
-            column = _by_value(name, title, chunks)
+        try:
+            if is_list(kind):
+                column = column_of(name, title, (cell for chunk in chunks for cell in chunk.to_pylist()))
+            else:
+                column = _by_value(name, title, chunks)
+        except UnicodeDecodeError as error:
+            raise InputError(f"column '{name}' of {self.path} holds text that is not UTF-8") from error
         names = class_names(self.features.get(name))
         return declare(column, names) if names else column
 
@@ -195,6 +198,7 @@ def parquet_part(file: Path, split: str) -> Part:
 
     try:
         schema = pq.read_schema(file)
+        _ = schema.names  # raises where they are no text
     except (OSError, ValueError, pa.ArrowException) as error:
         raise fault(error) from error
     try:
@@ -211,7 +215,11 @@ def stream_part(file: Path, split: str, features: dict[str, Any]) -> Part:
     def read(names: list[str] | None) -> tuple["pa.Schema", list["pa.RecordBatch"]]:
         try:
             with pa.memory_map(str(file)) as opened, pa.ipc.open_stream(opened) as reader:
-                return reader.schema, [batch.select(names) for batch in reader] if names is not None else []
+                _ = reader.schema.names  # raises where they are no text
+                batches = [batch.select(names) for batch in reader] if names is not None else []
+                for batch in batches:
+                    batch.validate(full=True)  # Arrow ends the process where lengths in a damaged file are wrong
+                return reader.schema, batches
         except (OSError, ValueError, pa.ArrowException) as error:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"{file} is not an Arrow stream file, or is damaged: {text}") from error

@@ -90,11 +90,17 @@ def _padded(images: Tensor, pad: int, mode: str) -> np.ndarray:
         place = (size - 1 - (size - 1 - place).abs()).clamp(0, size - 1)  # clamp: a single pixel has no neighbours
         images = images.permute(0, 2, 3, 1)
         return images.index_select(1, place).index_select(2, place).contiguous().numpy()
-    padded = torch.zeros((num, size + 2 * pad, size + 2 * pad, channels), dtype=images.dtype)
-    if images.dtype != torch.uint8 and num:
-        padded += images.amin((1, 2, 3)).view(-1, 1, 1, 1)
-    padded[:, pad : pad + size, pad : pad + size] = images.permute(0, 2, 3, 1)
-    return padded.numpy()
+    pixels = images.numpy()
+    padded = np.zeros((num, size + 2 * pad, size + 2 * pad, channels), pixels.dtype)
+    if images.dtype != torch.uint8:
+        padded += pixels.min((1, 2, 3)).reshape(-1, 1, 1, 1)
+    inside = padded[:, pad : pad + size, pad : pad + size]
+    if images.is_contiguous():
+        for channel in range(channels):  # twice as fast as all at once
+            inside[..., channel] = pixels[:, channel]
+    else:
+        inside[:] = pixels.transpose(0, 2, 3, 1)
+    return padded
 
 
 def boxes(draws: Tensor, least: float, size: int) -> Tensor:

@@ -6,6 +6,7 @@ where three are asked for, colour becomes luma (ITU-R 601) where one is. As uint
 32-bit and float grey is stretched from its own minimum and maximum; deep readings keep what the file holds (deep.py).
 """
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -17,14 +18,12 @@ from PIL import TiffImagePlugin as _tiff  # noqa: F401  (Pillow knows these two 
 from PIL import WebPImagePlugin as _webp  # noqa: F401   once their plugins are imported)
 from torch import Tensor
 
-from skipway.data import deep, medical
-from skipway.data.reading import Header, Reading
+from skipway.data import deep, medical, tiff
+from skipway.data.reading import MAX_PIXELS, PHOTO_SUFFIXES, Header, Reading
 from skipway.errors import ReadError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-PHOTO_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"])
 SUFFIXES = PHOTO_SUFFIXES | medical.SUFFIXES
-MAX_PIXELS = 100_000_000
 _ORIENTATION = 0x0112
 
 
@@ -43,13 +42,16 @@ def read_header(file: Path | bytes, name: str = "") -> Header:
     name = name or str(file)
     if medical.is_scan(file):
         return medical.read_header(file, name)
+    if tiff.is_foreign(file):
+        return tiff.read_header(file, name)
     with _opened(file, name) as image:
+        is_deep = deep.is_deep(image)
+        unsaid = image.format == "PNG" and "exif" not in image.info  # to look further would decode the image
         try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = 1 if unsaid else image.getexif().get(_ORIENTATION, 1)
             frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "GIF", "WEBP") else 1
         except Exception:  # broken metadata is no reason to refuse the pixels
             orientation, frames = 1, 1
-        is_deep = deep.is_deep(image)
         grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
         orientation = orientation if orientation in range(1, 9) else 1
         return Header(*image.size, is_deep, grey, image.format or "", image.mode, orientation, frames)
@@ -74,13 +76,19 @@ def decode(file: Path | bytes, reading: Reading, name: str = "", *, at_least: in
     try:
         if medical.is_scan(file):
             return medical.read(file, reading, name)
+        if tiff.is_foreign(file):
+            return tiff.read(file, reading, name)
         with _opened(file, name) as image, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters comes as an exception
+            size = image.size
             if at_least:
                 side = min(image.size) / at_least
                 image.draft(None, (int(image.width / side), int(image.height / side)))
             if reading.deep:
                 return deep.to_tensor(image, file, reading.channels)
+            if reading.channels == 3 and _is_plain_jpeg(image, size):
+                with contextlib.suppress(RuntimeError):  # Pillow reads some that are damaged, or says why not
+                    return _decode_jpeg(file)
             return from_pil(image, reading.channels)
     except ReadError:
         raise
@@ -90,16 +98,36 @@ def decode(file: Path | bytes, reading: Reading, name: str = "", *, at_least: in
         raise ReadError(name, _reason(error)) from error
 
 
+def _is_plain_jpeg(image: Image.Image, size: tuple[int, int]) -> bool:
+    """Whether torchvision's decoder gives the same bits as Pillow's: an upright colour JPEG, at its whole size."""
+    return (
+        image.format == "JPEG" and image.mode == "RGB" and image.size == size
+        and image.getexif().get(_ORIENTATION, 1) == 1
+    )  # fmt: skip
+
+
+def _decode_jpeg(file: Path | bytes) -> Tensor:
+    """A plain JPEG -> (3, H, W) uint8, in three quarters of the time that Pillow takes."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    data = file if isinstance(file, bytes) else file.read_bytes()
+    decoded = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    assert isinstance(decoded, Tensor)
+    return decoded
+
+
 def from_pil(image: Image.Image, channels: int) -> Tensor:
     """A Pillow image -> (channels, H, W) uint8, by the rules above; the channels lie side by side in memory."""
-    image = ImageOps.exif_transpose(image) or image
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         above = image.convert("RGBA")
         white = Image.new("RGBA", above.size, "white")
         image = Image.alpha_composite(white, above)
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     array = np.array(image)  # (H, W) or (H, W, 3)
     return torch.from_numpy(array).reshape(image.height, image.width, channels).permute(2, 0, 1)
 

@@ -92,7 +92,8 @@ def in_memory(decoded: Decoded, source: ArraySource, spec: DataSpec) -> ArraySou
     splits = {name: rows[good[rows]] for name, rows in source.splits.items()}
     splits = {name: rows for name, rows in splits.items() if len(rows)}
     if not splits:
-        raise InputError(f"none of the {len(source):,} images in {spec.path} can be read")
+        example = "".join(f"; {name}: {reason}" for name, reason in list(bad.items())[-1:])
+        raise InputError(f"none of the {len(source):,} images in {spec.path} can be read{example}")
     return replace(source, images=decoded.images, splits=splits, bad=bad)
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -82,7 +82,7 @@ def fetch_beside(url: str, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _fetch(url: str, path: Path, said) -> None:
+def _fetch(url: str, path: Path, said: Callable[[int, int | None], None]) -> None:
     """One file, moved to its place when it is whole."""
     if urlsplit(url).scheme == "file":
         raise FileNotFoundError("no such file")

@@ -5,7 +5,7 @@ Names are one array of bytes, not a list of strings: worker processes share it, 
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -45,7 +45,7 @@ class Files(Protocol):
         ...
 
 
-class Names(Sequence[str]):
+class Names:
     """Strings in one array of bytes.
 
     Args:
@@ -66,9 +66,10 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         start = int(self.ends[index - 1]) if index else 0
         return os.fsdecode(self.blob[start : int(self.ends[index])].tobytes())

@@ -139,8 +139,12 @@ def _cells(column: Column, separator: str) -> dict[int, tuple[str, ...]]:
         cells[code] = tuple(parts) if isinstance(parts, (list, tuple)) else (parts,)
     if column.classes:
         return cells
-    examples = {_kind(part, column): part for parts in cells.values() for part in parts}
-    shapes = {isinstance(column.values[code], tuple): column.values[code] for code in cells}
+    examples: dict[str, Any] = {}
+    shapes: dict[bool, Any] = {}
+    for code, parts in cells.items():
+        shapes.setdefault(isinstance(column.values[code], tuple), column.values[code])
+        for part in parts:
+            examples.setdefault(_kind(part, column), part)
     for mixed in (examples, shapes):
         if len(mixed) > 1:
             listed = " and ".join(map(repr, mixed.values()))

@@ -235,8 +235,8 @@ class _Reader:
 
     def batches(self, parts: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """(indices, images, errors by place) for each list of indices."""
-        lists = [chunk.tolist() for part in parts for chunk in part.split(self._chunk)]
-        tasks = ([(self._first(k) + i, index) for i, index in enumerate(chunk)] for k, chunk in enumerate(lists))
+        chunks = (chunk.tolist() for part in parts for chunk in part.split(self._chunk))
+        tasks = ([(self._first(k) + i, index) for i, index in enumerate(chunk)] for k, chunk in enumerate(chunks))
         results = self.pool.map(tasks, ahead=self.ahead)
         number = 0
         for part in parts:

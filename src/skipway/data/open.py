@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skipway.data.builtin import BUILTIN
+from skipway.data.exclude import without
 from skipway.data.layout import refuse
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
@@ -26,6 +27,12 @@ def open_source(spec: DataSpec, *, fault: Callable[[str], None] = refuse) -> Sou
     Raises:
         InputError: nothing there, nothing in it, or damaged beyond use.
     """
+    source = _open(spec, fault)
+    return without(source, Path(spec.exclude).expanduser()) if spec.exclude else source
+
+
+def _open(spec: DataSpec, fault: Callable[[str], None]) -> Source:
+    """The whole set."""
     if not spec.path:
         raise InputError(f"name the data: a folder, a file, or one of {', '.join(BUILTIN)}")
     if not spec.path.isprintable():

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -105,7 +105,7 @@ class Pool:
                 worker.process.join(1)
                 self._workers[place] = None
 
-    def map(self, tasks: Iterable[Sequence[Any]], *, ahead: int = 8) -> Iterator[list[Any]]:
+    def map(self, tasks: Iterable[Sequence[Any]], *, ahead: int = 8) -> Generator[list[Any], None, None]:
         """The results of each task, a list of items, in order.
 
         Args:

@@ -5,6 +5,9 @@ from typing import Any
 
 from skipway.data_spec import DataSpec
 
+PHOTO_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"])
+MAX_PIXELS = 100_000_000  # of one image; more are refused before they are decoded
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -47,6 +50,7 @@ class Header:
         mode: Pillow's mode; "" for scans.
         orientation: of EXIF, 1 (upright) to 8.
         frames: how many; 1 where the header does not say.
+        windowed: scans only: the file says which values are to be seen, so `--window auto` brings it to 0 to 1.
     """
 
     width: int
@@ -57,3 +61,4 @@ class Header:
     mode: str = ""
     orientation: int = 1
     frames: int = 1
+    windowed: bool = False

@@ -50,7 +50,7 @@ class Sampler:
         ids = randomness.mix(members) + rounds[:, None]  # (rounds, size)
         draws = randomness.uniform(ids.flatten(), seed=self.seed, epoch=0, stream="rounds").view_as(ids)
         cut = slice(first - int(rounds[0]) * size, last - int(rounds[0]) * size)
-        return members[draws.argsort(1, stable=True)].flatten()[cut], rounds.repeat_interleave(size)[cut]
+        return members[torch.argsort(draws, dim=1, stable=True)].flatten()[cut], rounds.repeat_interleave(size)[cut]
 
 
 def make_sampler(indices: Tensor, labels: Tensor, how: How, *, seed: int) -> Sampler:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -24,7 +26,7 @@ from skipway.cache import cache_folder
 from skipway.data.decode import is_image_name
 from skipway.data.files import Names
 from skipway.data.layout import is_litter
-from skipway.data.tar_index import BROKEN, DiskBytes, Members, digest, tar_members, unsafe
+from skipway.data.tar_index import BROKEN, DiskBytes, Members, check_end, digest, tar_members, unsafe
 
 FORMAT = "skipway-shards-index-1"
 LABELS = ("cls", "json", "txt")
@@ -102,9 +104,7 @@ class _Scan:
                     elif extension in LABELS:
                         labels[extension] = info.offset_data, info.size
                 self._sample(part, key, images, labels, seen)
-                file.seek(tar.offset)
-                if file.read(512).strip(b"\0"):
-                    bad.setdefault(f"after byte {tar.offset:,}", "the shard is damaged: what follows is not read")
+                check_end(file, tar.offset, bad)
         except BROKEN as error:
             bad["all"] = f"not a whole tar file: {error}"
         for name, reason in {**bad, **members.bad}.items():
@@ -188,7 +188,9 @@ def samples_of(paths: Sequence[Path]) -> Samples:
     if (known := _load(kept)) is not None:
         return known
     scan = _Scan(DiskBytes(paths))
-    for part in range(len(paths)):
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    for part in track(range(len(paths)), "looking through shards", console=console, transient=True, disable=hidden):
         scan.shard(part)
     values = np.array(scan.values, np.int64).reshape(-1, 6)
     rows, codes, groups = (np.ascontiguousarray(values[:, columns]) for columns in (slice(3), 3, 4))

@@ -171,9 +171,10 @@ def _with_facts(paths: list[Path], beside: Path, *, whole: bool) -> Listed:
         by_name |= {shard["name"]: (split, shard["bytes"]) for shard in entry["shards"]}
     if whole and (missing := sorted(set(by_name) - {path.name for path in paths})):
         raise InputError(f"{beside.parent} lacks {len(missing)} of its {len(by_name)} shards, first {missing[0]}")
+    by_folder = len({path.parent for path in paths}) > 1 or any(path.parent != beside.parent for path in paths)
     kept, splits, bad = [], [], {}
     for path in paths:
-        split, size = by_name.get(path.name, (split_of(path), path.stat().st_size))
+        split, size = by_name.get(path.name, (split_of(path, by_folder), path.stat().st_size))
         if by_name and path.name not in by_name:
             bad[path.name] = f"not listed in {FACTS}"
         elif path.stat().st_size != size:
@@ -204,9 +205,9 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def split_of(path: Path) -> str:
-    """The split that a shard's name, or else its folder's, tells; "" where neither does."""
-    words = [*re.split(r"[-_.]", path.stem.lower()), path.parent.name.lower()]
+def split_of(path: Path, by_folder: bool) -> str:
+    """The split that a shard's name, or (as asked) its folder's, tells; "" where none does."""
+    words = [*re.split(r"[-_.]", path.stem.lower()), *([path.parent.name.lower()] if by_folder else [])]
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 

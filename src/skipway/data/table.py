@@ -182,6 +182,8 @@ def _is_file(folder: Path, name: str) -> bool:
 def _image_column(table: Table, spec: DataSpec) -> str:
     """The column of paths: as asked, by its usual names, else the first that names files."""
     title, folder = table.path.name, table.path.parent
+    if any(name and _is_file(folder, name) for name in table.columns):
+        raise InputError(f"the first line of {table.path} must name the columns, such as image,label")
     if spec.image and spec.image not in table.columns:
         raise unknown(f"column of {title}", spec.image, table.columns)
     found = spec.image or named(table.columns, IMAGES)
@@ -191,8 +193,6 @@ def _image_column(table: Table, spec: DataSpec) -> str:
             return name
     if found:
         return found
-    if any(name and _is_file(folder, name) for name in table.columns):
-        raise InputError(f"the first line of {table.path} must name the columns, such as image,label")
     listed = ", ".join(table.columns)
     raise InputError(f"{title}: no column names files that are there; name one with --image; it has {listed}")
 

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -31,7 +31,19 @@ MAX_MEMBERS = 20_000_000
 MAX_RATIO = 200  # unpacked to packed, for members over 1 MiB; photos reach 1, flat bitmaps some dozens
 RAW = -1  # the method of bytes that lie there as they are
 COLUMNS = ("part", "offset", "packed", "size", "method", "crc")
-BROKEN = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, ValueError)
+BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip  (what tarfile and the unpackers raise on hostile bytes)
+MORE = "the archive is damaged: what follows is not read"
+NO_END = "the archive has no end mark: it is cut short"
 _DRIVE = re.compile(r"[A-Za-z]:")
 _LOCAL_HEADER = 30
 
@@ -189,8 +201,8 @@ def unsafe(name: str) -> str:
 def _too_large(packed: int, size: int) -> str:
     if not size:
         return "empty (0 bytes)"
-    if size > MAX_MEMBER:
-        return f"{size:,} bytes unpacked are more than the {MAX_MEMBER:,} that are read"
+    if max(size, packed) > MAX_MEMBER:
+        return f"{max(size, packed):,} bytes are more than the {MAX_MEMBER:,} that are read"
     if size > 1 << 20 and size > MAX_RATIO * packed:
         return f"unpacks to {size // max(packed, 1):,} times its size: a bomb, not a photo"
     return ""
@@ -201,7 +213,7 @@ def tar_members(tar: tarfile.TarFile, bad: dict[str, str]) -> Iterator[tuple[str
 
     A tar that breaks off is read up to there, and what is behind is noted in `bad`.
     """
-    count = 0
+    count, reached = 0, -1
     while True:
         try:
             info = tar.next()
@@ -210,10 +222,15 @@ def tar_members(tar: tarfile.TarFile, bad: dict[str, str]) -> Iterator[tuple[str
         except BROKEN as error:
             bad[f"after member {count:,}"] = f"the archive is damaged: {error}"
             return
-        if info is None or count >= MAX_MEMBERS:
-            if info is not None:
-                bad[f"after member {count:,}"] = "more members than are read"
+        if info is None:
             return
+        if tar.offset <= reached or info.size < 0:  # older tarfiles follow sizes below zero, round and round
+            bad[f"after member {count:,}"] = "the archive is damaged: a size below zero"
+            return
+        if count >= MAX_MEMBERS:
+            bad[f"after member {count:,}"] = "more members than are read"
+            return
+        reached = tar.offset
         tar.members.clear()  # pyrefly: ignore[missing-attribute]  (they would pile up, one object each)
         count += 1
         name = info.name.removeprefix("./").rstrip("/")
@@ -233,10 +250,10 @@ def scan_tar(path: Path, part: int = 0) -> Members:
     Raises:
         OSError, tarfile.TarError: it cannot be opened as one.
     """
-    found = Members()
+    found, damage = Members(), {}
     end = path.stat().st_size
     with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for name, info, fault in tar_members(tar, found.bad):
+        for name, info, fault in tar_members(tar, damage):
             if info.isdir():
                 if name not in ("", ".") and not unsafe(name):
                     found.folders.add(name)
@@ -244,10 +261,21 @@ def scan_tar(path: Path, part: int = 0) -> Members:
             if not fault and info.offset_data + info.size > end:
                 fault = "cut short: the archive ends before it"
             found.take(name, (part, info.offset_data, info.size, info.size, RAW, 0), fault)
-        file.seek(tar.offset)
-        if file.read(512).strip(b"\0"):
-            found.bad.setdefault(f"after byte {tar.offset:,}", "the archive is damaged: what follows is not read")
+        check_end(file, tar.offset, damage)
+    found.bad |= damage
     return found
+
+
+def check_end(file: IO[bytes], offset: int, bad: dict[str, str]) -> None:
+    """Note in `bad`, where nothing is said yet, that a tar goes on behind its last member, or breaks off there."""
+    if bad:
+        return
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        bad[f"after byte {offset:,}"] = MORE
+    elif not block:
+        bad[f"after byte {offset:,}"] = NO_END
 
 
 def digest(*parts: Any) -> str:

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipway.data.loader import make_loader
 from skipway.data.open import open_source
-from skipway.data.source import Source, usable
+from skipway.data.source import Source, is_multilabel, usable
 from skipway.data.split import make_splits
 from skipway.errors import InputError
-from skipway.evaluation.metrics import score
-from skipway.run import Run, load_model
+from skipway.evaluation.labels import LabelReport, LabelScores
+from skipway.evaluation.metrics import BinaryReport, Scores
+from skipway.evaluation.task import ManyLabels, score, task_of
+from skipway.run import Model, Run, load_model
 from skipway.spec import DataSpec
 
 BATCH = 256
@@ -23,19 +25,28 @@ BATCH = 256
 class Evaluation:
     """A network's scores on one split; accuracies in [0, 1], loss in nats.
 
-    `class_accuracy` is None for a class without images; `confusion[true][predicted]` counts images.
+    `class_accuracy` is None for a class without images; `confusion[true][predicted]` counts images. `balanced_accuracy`
+    is the mean of the classes' accuracies, `macro_f1` of their F1. `binary` is there where there are two classes.
+
+    Where an image may have several labels, `labels` has the scores; `classes` are the data's, `accuracy` is the share
+    of images with every label right, `class_accuracy` the share of right decisions on each label, and
+    `top5_accuracy`, `balanced_accuracy` and `confusion` have no meaning: None, None and empty.
     """
 
     data: str
     split: str
     num_images: int
     accuracy: float
-    top5_accuracy: float
+    top5_accuracy: float | None
     loss: float
     classes: tuple[str, ...]
     class_accuracy: dict[str, float | None]
     confusion: list[list[int]]
     bad_files: dict[str, str]
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
+    binary: BinaryReport | None = None
+    labels: LabelReport | None = None
 
 
 def evaluate(
@@ -53,7 +64,8 @@ def evaluate(
         An Evaluation.
 
     Raises:
-        InputError: no such run, data or split, or classes that the network does not know.
+        InputError: no such run, data or split, classes that the network does not know, or one label an image where
+            it was trained on several, or the other way round.
     """
     model = load_model(run.folder if isinstance(run, Run) else run, trust_code=trust_code)
     own = model.spec.data
@@ -68,27 +80,65 @@ def evaluate(
     chosen = split or next(name for name in ("test", "val", "all") if name in parts)
     if chosen not in parts:
         raise InputError(f"{spec.path} has no split '{chosen}'; it has {', '.join(parts)}")
-    labels_to_logits = _match_classes(source.classes, model.classes, spec.path)
-    if source.channels != model.preprocess.channels:
-        raise InputError(f"{spec.path} has {source.channels} channels, the network takes {model.preprocess.channels}")
+    places = _match_classes(source.classes, model.classes, spec.path)
+    _check_kind(source, model, spec.path)
     loader = make_loader(source, model.preprocess, spec)
-    batches = (
-        dataclasses.replace(batch, labels=labels_to_logits[batch.labels])
-        for batch in loader.batches(parts[chosen], BATCH)
-    )
-    scores = score(model.network, batches, model.preprocess)
+    batches = loader.batches(parts[chosen], BATCH)
+    network, task = model.network, task_of(model)
+    if isinstance(task, ManyLabels):  # of all labels the data's, in its order
+        network = nn.Sequential(network, _Columns(places))
+        task = ManyLabels(tuple(task.thresholds[k] for k in places.tolist()))
+    else:
+        batches = (dataclasses.replace(batch, labels=places[batch.labels]) for batch in batches)
+    scores = score(network, batches, model.preprocess, task=task)
+    classes = source.classes if isinstance(task, ManyLabels) else model.classes
+    return _evaluation(scores, classes, data=spec.path, split=chosen, bad=loader.bad)
+
+
+def _evaluation(
+    scores: Scores | LabelScores, classes: tuple[str, ...], *, data: str, split: str, bad: dict[str, str]
+) -> Evaluation:
+    several = scores.labels_report(classes) if isinstance(scores, LabelScores) else None
+    single = scores if isinstance(scores, Scores) else None
     return Evaluation(
-        data=spec.path,
-        split=chosen,
+        data=data,
+        split=split,
         num_images=len(scores.labels),
-        accuracy=scores.accuracy,
-        top5_accuracy=scores.top(5),
+        accuracy=scores.subset_accuracy if isinstance(scores, LabelScores) else scores.accuracy,
+        top5_accuracy=single.top(5) if single else None,
         loss=scores.loss,
-        classes=model.classes,
-        class_accuracy=dict(zip(model.classes, scores.class_accuracy(), strict=True)),
-        confusion=scores.confusion().tolist(),
-        bad_files=loader.bad,
+        classes=classes,
+        class_accuracy=dict(zip(classes, scores.class_accuracy(), strict=True)),
+        confusion=single.confusion().tolist() if single else [],
+        bad_files=bad,
+        balanced_accuracy=single.balanced_accuracy if single else None,
+        macro_f1=single.macro_f1 if single else several.macro_f1 if several else None,
+        binary=single.binary(classes) if single else None,
+        labels=several,
     )
+
+
+class _Columns(nn.Module):
+    """Some of the logits, in another order."""
+
+    def __init__(self, places: Tensor):
+        super().__init__()
+        self.places = places
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(B, K) -> (B, number of places)."""
+        return logits[:, self.places]
+
+
+def _check_kind(source: Source, model: Model, path: str) -> None:
+    """Refuse images that are not of the network's kind. Raises InputError."""
+    if source.channels != model.preprocess.channels:
+        raise InputError(f"{path} has {source.channels} channels, the network takes {model.preprocess.channels}")
+    if is_multilabel(source) != (model.thresholds is not None):
+        data, network = ("several", "one") if is_multilabel(source) else ("one", "several")
+        raise InputError(
+            f"{path} has {data} label{'s' * (data != 'one')} an image, the network was trained for {network}"
+        )
 
 
 def _parts(source: Source, spec: DataSpec, *, foreign: bool) -> dict[str, Tensor]:

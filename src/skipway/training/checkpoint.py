@@ -19,11 +19,11 @@ NAME = "last.safetensors"
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: whole epochs done, and the best epoch so far (0: none)."""
+    """Where training stands: whole epochs done, and the best epoch so far (0: none), by its task's main score."""
 
     epoch: int = 0
     best_epoch: int = 0
-    best_accuracy: float = -1.0
+    best_score: float = -1.0
     best_loss: float = 0.0
 
 

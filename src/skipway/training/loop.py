@@ -8,8 +8,6 @@ Best is chosen on validation; the test split is touched once, at the end.
 import dataclasses
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,21 +21,26 @@ from skipway import randomness
 from skipway.data.augment import Augment
 from skipway.data.loader import Batch
 from skipway.data.preprocess import measure, plain
+from skipway.data.sampler import make_sampler
+from skipway.data.source import is_multilabel
 from skipway.data.split import write_split
 from skipway.errors import InputError, ReadError
-from skipway.evaluation.metrics import score
+from skipway.evaluation.labels import LabelScores
+from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
+from skipway.evaluation.task import ManyLabels, OneLabel, Task, score
 from skipway.run import Run
 from skipway.training.checkpoint import Position, load_last, save_last
-from skipway.training.facts import bad_files_note, data_facts
+from skipway.training.facts import bad_files_note
 from skipway.training.feeding import open_loaders
 from skipway.training.finetune import freeze, frozen_note
-from skipway.training.loss import cross_entropy, num_right
+from skipway.training.loss import make_objective
 from skipway.training.machine import keep_freed_memory
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, StopSignals, View
 from skipway.training.start import make_network
+from skipway.training.summary import check_same_data, circumstances, outcome, progress
 
 VAL_BATCH = 256
 
@@ -78,15 +81,23 @@ class Trainer:
         warmup = round(spec.train.warmup_epochs * plan.steps_per_epoch)
         self.factor = schedule(spec.train, self.total_steps, warmup)
         self.bf16 = spec.train.precision == "bf16"
+        labels, num_classes = plan.source.labels, len(plan.source.classes)
+        self.task: Task = OneLabel(spec.train.loss)
+        if is_multilabel(plan.source):
+            self.task = ManyLabels((0.5,) * num_classes)  # until the end, when validation chooses
+        self.objective = make_objective(spec.train, labels[plan.splits.train], num_classes, self.device)
+        self.sampler = make_sampler(plan.splits.train, labels, spec.train.sampler, seed=spec.train.seed)
         self.position = Position()
         if resume:
             self.run = Run.open(folder)
-            self._check_same_data()
+            check_same_data(self.run, plan)
             self.position = load_last(self.run, self.network, self.optimizer, self.average)
             self._forget_after(self.position)
         else:
             self.run = Run.create(folder, spec, plan.source.classes, preprocess)
             self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
+            if isinstance(self.task, ManyLabels):
+                self.run.write_thresholds(self.task.thresholds)
             self._summarise("running", {})
             save_last(self.run, self.position, self.network, self.optimizer, self.average)
 
@@ -105,6 +116,7 @@ class Trainer:
             notes=notes,
             done=self.position.epoch,
             console=self.console,
+            task=self.task,
         )
         told = set(self.loader.bad)
         with StopSignals() as stop:
@@ -129,14 +141,14 @@ class Trainer:
         losses, lrs, right, seen = self._steps(epoch, view, stop)
         seconds = time.perf_counter() - started
         batches = self.loader.batches(self.plan.splits.val, VAL_BATCH)
-        scores = score(self._kept(), batches, self.preprocess, bf16=self.bf16)
+        scores = score(self._kept(), batches, self.preprocess, task=self.task, bf16=self.bf16)
         step_losses = torch.stack(losses).tolist()
         row = {
             "epoch": epoch,
             "train_loss": sum(step_losses) / len(step_losses),
-            "train_accuracy": right.item() / seen,
+            f"train_{self.task.train_name}": right.item() / seen,
             "val_loss": scores.loss,
-            "val_accuracy": scores.accuracy,
+            f"val_{self.task.name}": scores.main,
             "lr": lrs[-1],
             "images_per_s": round(seen / seconds, 1),
             "time_s": round(time.perf_counter() - started, 3),
@@ -148,8 +160,8 @@ class Trainer:
                 "Try a lower --lr, --grad-clip 1, or --precision fp32, with another --out"
             )
         old = self.position
-        is_best = (scores.accuracy, -scores.loss) > (old.best_accuracy, -old.best_loss)
-        best = (epoch, scores.accuracy, scores.loss) if is_best else (old.best_epoch, old.best_accuracy, old.best_loss)
+        is_best = (scores.main, -scores.loss) > (old.best_score, -old.best_loss)
+        best = (epoch, scores.main, scores.loss) if is_best else (old.best_epoch, old.best_score, old.best_loss)
         self.position = Position(epoch, *best)
         first = (epoch - 1) * self.plan.steps_per_epoch
         rows = [
@@ -159,17 +171,17 @@ class Trainer:
         self.run.append_lines("steps.jsonl", rows)
         self.run.append_lines("metrics.jsonl", [row])
         if is_best:
-            self.run.save_weights(self._kept().state_dict(), {"epoch": epoch, "val_accuracy": scores.accuracy})
+            self.run.save_weights(self._kept().state_dict(), {"epoch": epoch, f"val_{self.task.name}": scores.main})
         save_last(self.run, self.position, self.network, self.optimizer, self.average)
-        view.end_epoch(row, self.position.best_accuracy, is_best=is_best)
+        view.end_epoch(row, self.position.best_score, is_best=is_best)
 
     def _steps(self, epoch: int, view: View, stop: StopSignals) -> tuple[list[Tensor], list[float], Tensor, int]:
         """All steps of an epoch: their losses, their rates, and how many of the images seen were right."""
         batch_size, per_epoch = self.spec.train.batch_size, self.plan.steps_per_epoch
-        order = randomness.order(self.plan.splits.train, seed=self.spec.train.seed, epoch=epoch)
+        order = self.sampler.epoch(epoch)
         losses: list[Tensor] = []
         lrs: list[float] = []
-        right, seen = torch.zeros((), dtype=torch.int64, device=self.device), 0
+        right, seen = torch.zeros((), device=self.device), 0
         started = time.perf_counter()
         for batch in self.train_loader.batches(order[: per_epoch * batch_size], batch_size):
             stop.check()
@@ -179,7 +191,7 @@ class Trainer:
             lrs.append(self.spec.train.lr * self.factor(step))
             loss, hits = self._step(batch, epoch, step, lrs[-1])
             losses.append(loss)
-            right += hits
+            right = right + hits
             seen += len(batch.labels)
             view.step(loss, seen / (time.perf_counter() - started))
         stop.check()
@@ -200,7 +212,7 @@ class Trainer:
         set_lr(self.optimizer, lr)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(inputs)
-        loss = cross_entropy(logits, targets, self.spec.train.label_smoothing)
+        loss = self.objective.loss(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.spec.train.grad_clip:
@@ -208,21 +220,11 @@ class Trainer:
         self.optimizer.step()
         if self.average:
             self.average.update(self.network, step)
-        return loss.detach(), num_right(logits.detach(), targets)
+        return loss.detach(), self.objective.right(logits.detach(), targets)
 
     def _kept(self) -> nn.Module:
         """The network that is validated and kept: the average where there is one."""
         return self.average.network if self.average else self.network
-
-    def _check_same_data(self) -> None:
-        """Refuse to go on where the data are no longer those that the run began with."""
-        summary, facts = self.run.summary, data_facts(self.plan)
-        same = self.run.classes == self.plan.source.classes and summary.get("data", facts) == facts
-        if not same:
-            raise InputError(
-                f"the data in {self.spec.data.path} changed since {self.run.folder} began (classes, or the number of "
-                "images): bring them back, or choose another --out"
-            )
 
     def _forget_after(self, position: Position) -> None:
         """Drop records of an epoch that did not reach its checkpoint."""
@@ -232,69 +234,64 @@ class Trainer:
     def _stop(self, view: View) -> None:
         """Leave a loadable run behind."""
         if not self.position.best_epoch:
-            self.run.save_weights(self._kept().state_dict(), {"epoch": 0, "val_accuracy": None})
+            self.run.save_weights(self._kept().state_dict(), {"epoch": 0, f"val_{self.task.name}": None})
         self._draw_curves()
         self._summarise("stopped", {})
         done = f"{self.position.epoch} whole epoch{'' if self.position.epoch == 1 else 's'}"
         view.say(f"stopped after {done} of {self.run.folder}; the same command goes on from there", style="yellow")
 
     def _finish(self, view: View) -> None:
-        """The test, once, with the best weights; pictures; summary."""
+        """Thresholds where there are any; the test, once, with the best weights; pictures; summary."""
         best = self.run.network(trust_code=True).to(self.device).to(memory_format=self.layout)
         splits, source = self.plan.splits, self.plan.source
+        if isinstance(self.task, ManyLabels):
+            val = self._score(best, splits.val)
+            assert isinstance(val, LabelScores)
+            self.task = ManyLabels(val.best_thresholds())
+            self.run.write_thresholds(self.task.thresholds)
         test = None
         if splits.test is not None:
-            try:  # fp32, as `evaluate` and the predictor compute
-                test = score(best, self.loader.batches(splits.test, VAL_BATCH), self.preprocess)
+            try:
+                test = self._score(best, splits.test)
             except ReadError:
                 raise  # bad files are to stop the run
             except InputError as error:
-                view.say(f"test split: {error}; test accuracy is null")
-        shown = test or score(best, self.loader.batches(splits.val, VAL_BATCH), self.preprocess)
-        name = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
-        facts = {"test_accuracy": test.accuracy if test else None, "test_loss": test.loss if test else None}
+                view.say(f"test split: {error}; test {self.task.title} is null")
+        shown = test or self._score(best, splits.val)
         self._draw_curves()
-        self.run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, name))
-        self._summarise("finished", facts)
-        view.say(f"best epoch {self.position.best_epoch}: validation accuracy {self.position.best_accuracy:.2%}")
+        title = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
+        self.run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, title))
+        scores = {"scores": {"split": "test" if test else "val", **shown.report(source.classes)}}
+        self._summarise("finished", outcome(test, self.task) | scores)
+        best_score = f"validation {self.task.title} {self.position.best_score:.2%}"
+        view.say(f"best epoch {self.position.best_epoch}: {best_score}")
         if splits.test is None:
-            view.say("no test split: test accuracy is null")
+            view.say(f"no test split: test {self.task.title} is null")
         elif test:
-            view.say(f"test accuracy {test.accuracy:.2%}", style="bold")
+            view.say(f"test {self.task.title} {test.main:.2%}", style="bold")
         view.say(f"run folder {self.run.folder}")
         view.say(f"pictures   {self.run.folder / 'curves.png'}  {self.run.folder / 'mistakes.png'}")
+
+    def _score(self, network: nn.Module, indices: Tensor) -> Scores | LabelScores:
+        """In fp32, as `evaluate` and the predictor compute."""
+        return score(network, self.loader.batches(indices, VAL_BATCH), self.preprocess, task=self.task)
 
     def _draw_curves(self) -> None:
         metrics = self.run.metrics()
         if metrics:
             title = f"{self.spec.network.name} on {self.spec.data.path}"
-            self.run.write_bytes("curves.png", curves(metrics, self.run.steps(), title))
+            self.run.write_bytes("curves.png", curves(metrics, self.run.steps(), title, self.task))
 
     def _summarise(self, status: str, facts: Mapping[str, Any]) -> None:
-        metrics, splits = self.run.metrics(), self.plan.splits
-        best = self.position if self.position.best_epoch else None
         summary = {
             "status": status,
-            "epochs": self.position.epoch,
-            "best_epoch": best.best_epoch if best else None,
-            "val_accuracy": best.best_accuracy if best else None,
-            "val_loss": best.best_loss if best else None,
-            "test_accuracy": None,
-            "test_loss": None,
+            **progress(self.position, self.task),
+            **outcome(None, self.task),
             **facts,
             "num_parameters": sum(p.numel() for p in self.network.parameters()),
-            "num_train": len(splits.train),
-            "num_val": len(splits.val),
-            "num_test": None if splits.test is None else len(splits.test),
-            "time_s": round(sum(row["time_s"] for row in metrics), 1),
+            "time_s": round(sum(row["time_s"] for row in self.run.metrics()), 1),
             "bad_files": self.loader.bad,
-            "data": data_facts(self.plan),
             "chosen": self.notes,
-            "machine": {
-                "device": str(self.device),
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-            },
+            **circumstances(self.plan),
         }
         self.run.write_text("summary.json", json.dumps(summary, indent=1, allow_nan=False))

@@ -176,10 +176,12 @@ def settle_loss(train: TrainSpec, path: str, *, multilabel: bool, num_classes: i
             f"train.loss cross_entropy is for one label an image, and {path} has any number of them: "
             "--loss bce or --loss focal"
         )
-    one = "two classes, the second is the positive one" if num_classes == 2 else "one of several classes an image"
-    task = "any number of labels an image, the best epoch by mAP" if multilabel else f"{one}, the best epoch by accuracy"
+    task = "any number of labels an image" if multilabel else "one of several classes an image"
+    if not multilabel and num_classes == 2:
+        task = "one of two classes an image, the second is the positive one"
+    best = "mAP" if multilabel else "accuracy"
     loss = NAMES[train.loss] + (f" (gamma {train.focal_gamma:g})" if train.loss == "focal" else "")
-    return train, f"{task}; {loss}{WEIGHTS[train.class_weights]}; {SAMPLERS[train.sampler]}"
+    return train, f"{task}, best by {best}; {loss}{WEIGHTS[train.class_weights]}; {SAMPLERS[train.sampler]}"
 
 
 def make_objective(train: TrainSpec, labels: Tensor, num_classes: int, device: torch.device) -> Objective:

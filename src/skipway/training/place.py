@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from skipway.errors import InputError
-from skipway.run import LOCK, Run, next_folder, unfinished
+from skipway.run import LOCK, Run
 from skipway.spec import RunSpec, differences
 from skipway.training.checkpoint import NAME
 
@@ -107,3 +108,33 @@ def _check_writable(folder: Path) -> None:
     free = shutil.disk_usage(above).free
     if free < ROOM:
         raise InputError(f"no space for a run in {above}: {free / 1e6:.0f} MB free, {ROOM / 1e6:.0f} MB wanted")
+
+
+def next_folder(base: Path, data: str, network: str) -> Path:
+    """The first free `base/<data>-<network>-<n>`."""
+    stem = run_stem(data, network)
+    taken = [int(m[1]) for p in _children(base) if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    return base / f"{stem}-{max(taken, default=0) + 1}"
+
+
+def run_stem(data: str, network: str) -> str:
+    """`<data>-<network>` as a folder's name."""
+    name = Path(data).expanduser().resolve().name if "/" in data or data in (".", "..") else data
+    return re.sub(r"[^\w.+-]+", "_", f"{name}-{network}")
+
+
+def unfinished(base: Path, spec: RunSpec) -> Run | None:
+    """The newest run below `base` that is not finished and was made from an equal spec."""
+    found = []
+    for folder in _children(base):
+        try:
+            run = Run.open(folder)
+            if not run.finished and not differences(run.spec, spec):
+                found.append((folder.stat().st_mtime, run))
+        except InputError:
+            continue  # not a run, or one that cannot be read: not ours to continue
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _children(base: Path) -> list[Path]:
+    return [p for p in base.iterdir() if p.is_dir()] if base.is_dir() else []

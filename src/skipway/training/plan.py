@@ -7,13 +7,14 @@ import torch
 
 from skipway.data.open import open_source
 from skipway.data.preprocess import choose_size
-from skipway.data.source import Source
+from skipway.data.source import Source, is_multilabel
 from skipway.data.split import Splits, make_splits
 from skipway.errors import InputError
 from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec
 from skipway.nn.weights import fitting_stem
 from skipway.nn.zoo import ZOO, resolve_stem
 from skipway.spec import RunSpec, TrainSpec
+from skipway.training.loss import settle_loss
 from skipway.training.machine import choose_device, computes_bf16
 from skipway.training.start import Given, open_weights
 
@@ -56,7 +57,8 @@ def make_plan(asked: RunSpec, *, open_given: bool = True) -> Plan:
         InputError: data, network and settings do not go together.
     """
     source = open_source(asked.data)
-    if len(source.classes) < 2:
+    several = is_multilabel(source)
+    if len(source.classes) < 2 and not several:
         raise InputError(f"{asked.data.path} has one class only ('{source.classes[0]}'): nothing to tell apart")
     splits = make_splits(source, asked.data)
     size, why = choose_size(source, asked.data.image_size)
@@ -69,10 +71,11 @@ def make_plan(asked: RunSpec, *, open_given: bool = True) -> Plan:
         _check_network(network, size, asked.train.batch_size)
         notes += _normless_note(network)
     device = choose_device(asked.train.device)
-    train, train_notes = _settle_train(asked.train, len(splits.train), device)
+    train, loss_note = settle_loss(asked.train, asked.data.path, multilabel=several, num_classes=len(source.classes))
+    train, train_notes = _settle_train(train, len(splits.train), device)
     data = dataclasses.replace(asked.data, image_size=size)
     spec = dataclasses.replace(asked, data=data, network=network, train=train)
-    return Plan(spec, source, splits, device, tuple(notes + train_notes), given)
+    return Plan(spec, source, splits, device, (*notes, loss_note, *train_notes), given)
 
 
 def _normless_note(network: NetworkSpec) -> list[str]:
@@ -99,7 +102,7 @@ def _check_network(network: NetworkSpec, size: int, batch_size: int) -> None:
 def _describe_data(asked: RunSpec, source: Source, splits: Splits) -> str:
     val = f"{len(splits.val):,} validation" + (" (held out of train)" if splits.held_out else "")
     test = "no test split" if splits.test is None else f"{len(splits.test):,} test"
-    classes = f"{len(source.classes)} classes"
+    classes = f"{len(source.classes)} {'labels' if is_multilabel(source) else 'classes'}"
     return f"{asked.data.path}: {classes}; {len(splits.train):,} train, {val}, {test}"
 
 

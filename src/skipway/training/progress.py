@@ -11,9 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-HEADER = (
-    f"{'epoch':>7}  {'train loss':>10} {'accuracy':>9}  {'val loss':>9} {'accuracy':>9}  {'images/s':>9} {'time':>7}"
-)
+from skipway.evaluation.task import OneLabel, Task
 
 
 class View:
@@ -25,6 +23,8 @@ class View:
         steps: how many an epoch.
         notes: what was chosen, said once.
         done: epochs that earlier runs of the command did.
+        console: where to show it.
+        task: whose scores an epoch has.
     """
 
     def __init__(
@@ -36,8 +36,9 @@ class View:
         notes: Sequence[str],
         done: int,
         console: Console | None = None,
+        task: Task | None = None,
     ):
-        self.console = console or Console()
+        self.console, self.task = console or Console(), task or OneLabel()
         self.epochs, self.steps, self.done = epochs, steps, done
         self._bars = Progress(
             TextColumn("{task.description:>16}"),
@@ -59,7 +60,9 @@ class View:
         info = {"info": ""}
         self._run = self._bars.add_task("run", total=self.epochs * self.steps, completed=self.done * self.steps, **info)
         self._epoch = self._bars.add_task("", total=self.steps, **info)
-        self.say(HEADER, style="bold")
+        train, val = self.task.train_title, self.task.title
+        header = f"{'train loss':>10} {train:>9}  {'val loss':>9} {val:>9}  {'images/s':>9} {'time':>7}"
+        self.say(f"{'epoch':>7}  {header}", style="bold")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,14 +85,15 @@ class View:
             self._shown = now
             self._bars.update(self._epoch, info=f"loss {loss.item():.3f}  {images_per_s:,.0f} images/s")
 
-    def end_epoch(self, row: dict[str, Any], best_accuracy: float, *, is_best: bool) -> None:
+    def end_epoch(self, row: dict[str, Any], best_score: float, *, is_best: bool) -> None:
         """An epoch is done; `row` as in metrics.jsonl."""
+        train, val = row[f"train_{self.task.train_name}"], row[f"val_{self.task.name}"]
         text = (
-            f"{row['epoch']:>3}/{self.epochs:<3}  {row['train_loss']:>10.4f} {row['train_accuracy']:>9.2%}  "
-            f"{row['val_loss']:>9.4f} {row['val_accuracy']:>9.2%}  {row['images_per_s']:>9,.0f} {row['time_s']:>6.1f}s"
+            f"{row['epoch']:>3}/{self.epochs:<3}  {row['train_loss']:>10.4f} {train:>9.2%}  "
+            f"{row['val_loss']:>9.4f} {val:>9.2%}  {row['images_per_s']:>9,.0f} {row['time_s']:>6.1f}s"
         )
         self.say(text + ("  best" if is_best else ""), style="green" if is_best else "")
-        self._bars.update(self._run, info=f"best {best_accuracy:.2%}")
+        self._bars.update(self._run, info=f"best {best_score:.2%}")
 
 
 class StopRequested(Exception):
