@@ -82,8 +82,10 @@ def test_misspelt_data_set_suggests_the_nearest(skipway):
 
 
 def test_file_in_place_of_a_folder(skipway, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    expect_refused(skipway("train", tmp_path / "x.jpg"), "is a file of no kind that holds a data set; name a folder")
     (tmp_path / "x.zip").write_bytes(b"x")
-    expect_refused(skipway("train", tmp_path / "x.zip"), "is a file; name the folder that holds the images")
+    expect_refused(skipway("train", tmp_path / "x.zip"), "is not a whole zip archive")
 
 
 def test_empty_folder(skipway, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from skipway.errors import InputError
-from skipway.fields import check, option
+from skipway.fields import check, option, shown
 
 WINDOW = re.compile(r"auto|full|(-?\d+(\.\d+)?)/(\d+(\.\d+)?)")
 FRAME = re.compile(r"first|middle|last|\d{1,9}")
@@ -61,9 +61,9 @@ class DataSpec:
     def __post_init__(self) -> None:
         check(self, "data")
         if not WINDOW.fullmatch(self.window) or self.window.endswith(("/0", "/0.0")):
-            raise InputError(f"data.window must be auto, full or CENTER/WIDTH such as 40/400, got '{self.window}'")
+            raise InputError(f"data.window must be auto, full or CENTER/WIDTH such as 40/400, got {shown(self.window)}")
         if not FRAME.fullmatch(self.frame):
-            raise InputError(f"data.frame must be first, middle, last or a number from 0, got '{self.frame}'")
+            raise InputError(f"data.frame must be first, middle, last or a number from 0, got {shown(self.frame)}")
         if self.folds == 1 or self.fold >= max(self.folds, 1):
             raise InputError(f"data.fold must be below data.folds (2 or more), got fold {self.fold} of {self.folds}")
 

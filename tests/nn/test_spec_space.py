@@ -50,7 +50,12 @@ SMALL: dict[str, st.SearchStrategy[Any]] = {
     "name": st.sampled_from(["custom", "", "resnet50", "resnet50d", "resnet50t"]),
 }
 
-FITTING = {name: SMALL[name] for name in ("group_width", "norm_groups")}  # of all numbers hardly any goes with a width
+TEXTS = {  # texts of a form that hardly any text has
+    "window": st.sampled_from(["auto", "full", "40/400", "-600/1500.5"]),
+    "frame": st.sampled_from(["first", "middle", "last", "0", "17"]),
+}
+SMALL |= TEXTS
+FITTING = TEXTS | {name: SMALL[name] for name in ("group_width", "norm_groups")}  # of all numbers hardly any goes with a width
 
 
 def values(cls: type, field: dataclasses.Field, special: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
@@ -63,6 +68,8 @@ def values(cls: type, field: dataclasses.Field, special: dict[str, st.SearchStra
     if get_origin(kind) is tuple:
         if get_args(kind)[0] is float:
             return st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=4).map(tuple)
+        if get_args(kind)[0] is str:
+            return st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=3).map(tuple)
         return st.lists(specs(get_args(kind)[0], special), min_size=1, max_size=3).map(tuple)
     if kind is int:
         return st.integers(-(2**63) if low is None else low, 2**63 - 1 if high is None else high)
@@ -205,7 +212,7 @@ WRONG: list[Any] = [
 def texts_and_numbers() -> list[Any]:
     numbers = [0, 1, 2, 64, -1, 0.5, -0.5, 1.5, math.nan, math.inf, -math.inf, 1e308]
     huge = [2**62, 2**63 - 1, 2**63, -(2**63) - 1, 10**400, -(10**400), 10**5000]
-    return [*numbers, *huge, "", "text", "1", "None", "nan", "\0\n\x7f", "é", "\ud800", "x" * 2000]
+    return [*numbers, *huge, "", "text", "1", "None", "nan", "\0\n\x7f", "é", "\ud800", "x" * 2000, "40/400", "last"]
 
 
 def keeps(cls: type, name: str, value: Any, where: str) -> bool:

@@ -101,5 +101,7 @@ def to_leave_out(case: Case, copies: Copies) -> list[int]:
 
 
 def _groups(samples: np.ndarray, hashes: np.ndarray) -> list[list[int]]:
+    if not len(hashes):
+        return []
     rows = np.ascontiguousarray(hashes).view(np.uint8).reshape(len(hashes), -1)
     return [samples[group].tolist() for group in equal_rows(rows)]

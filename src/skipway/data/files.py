@@ -6,7 +6,7 @@ Names are one array of bytes, not a list of strings: worker processes share it, 
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from skipway.errors import InputError, ReadError
 
 HEADERS_UP_TO = 20_000  # sets of more files have the headers of a sample read when they are opened
 SAMPLE = 2_000
+SCANS = ("DICOM", "NIFTI")
 
 
 class Files(Protocol):
@@ -226,6 +227,8 @@ def file_source(
     good[list(found)] = False
     kept = {name: part[good[part]] for name, part in (splits or {"all": torch.arange(count)}).items()}
     kept = {name: part for name, part in kept.items() if len(part)}
+    if spec.window == "auto" and any(h.format in SCANS and h.grey and not h.windowed for h in headers):
+        spec = replace(spec, window="full")  # one scale for all, where some say none
     deep = any(header.deep for header in headers)
     channels = 1 if deep and all(header.grey for header in headers) else 3
     sizes = {(header.height, header.width) for header in headers}

@@ -82,7 +82,7 @@ def open_folder(root: Path, spec: DataSpec, *, fault: Callable[[str], None] = re
     known = index.load(root)
     if known is None:
         known = _walk(root, fault)
-        if len(known.names) > HEADERS_UP_TO:
+        if len(known.names) > HEADERS_UP_TO and fault is refuse:  # one with faults is to be refused again
             index.save(root, known)
     files = DiskFiles(root, known.names, known.fingerprint)
     groups = group_by_name(known.names, spec.group) if spec.group else None

@@ -126,7 +126,7 @@ def _class_names(parts: dict[str, dict[str, list[int]]], title: str, fault: Call
             fault(f"class folder {place} in {title} has no images: add some, or remove the folder")
     names = [name for name in names if parts[main][name]]
     for split, part in parts.items():
-        extra = [name for name in sorted(part) if name not in names]
+        extra = [name for name in sorted(part) if name not in names] if split != main else []
         if extra:
             known = ", ".join(names) or "none"
             fault(f"{split} has classes that {main} lacks: {', '.join(extra)} ({main} has {known})")

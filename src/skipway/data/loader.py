@@ -4,7 +4,7 @@ Order and size are the caller's. Whichever way they come, batches of the same or
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Loader:
     """
 
     def __init__(self, source: Source, preprocess: Preprocess, spec: DataSpec):
+        if source.deep != preprocess.reading.deep:  # scored on images of another depth: both are on 0 to 1
+            preprocess = replace(preprocess, reading=replace(preprocess.reading, deep=source.deep))
         self.source, self.preprocess, self.spec = source, preprocess, spec
         self.bad: dict[str, str] = dict(source.bad)
         self._kept: Kept | None = None

@@ -120,8 +120,7 @@ def choose_size(source: Source, asked: int) -> tuple[int, str]:
 
 def plain(source: Source, spec: DataSpec, image_size: int) -> Preprocess:
     """Preprocessing before anything was measured: as the spec says, at a size, with mean 0 and deviation 1."""
-    reading = Reading.of(spec, source.channels, deep=source.deep)
-    return Preprocess(image_size, (0.0,) * source.channels, (1.0,) * source.channels, reading, spec.fit)
+    return Preprocess(image_size, (0.0,) * source.channels, (1.0,) * source.channels, source.reading, spec.fit)
 
 
 def measure(loader: "Loader", train: Tensor) -> Preprocess:

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from skipway.data.reading import Reading
+
 
 class Source(Protocol):
     """Images with labels, and what the data itself knows about its splits.
@@ -18,6 +20,7 @@ class Source(Protocol):
         groups: (N,) int64, the same number for samples that must stay on one side of a split; None: not known.
         channels: 1 or 3.
         deep: images are float32, not uint8.
+        reading: how the files became tensors.
         images: (N, C, H, W) where the whole set lives in memory, else None.
         size: (height, width) where all images are alike, else None.
         bad: files left out when the source was opened: name -> reason.
@@ -36,6 +39,8 @@ class Source(Protocol):
     def channels(self) -> int: ...  # noqa: D102
     @property
     def deep(self) -> bool: ...  # noqa: D102
+    @property
+    def reading(self) -> Reading: ...  # noqa: D102
     @property
     def images(self) -> Tensor | None: ...  # noqa: D102
     @property
@@ -84,6 +89,11 @@ class ArraySource:
     def deep(self) -> bool:
         """Whether images are float32."""
         return self.images.dtype != torch.uint8
+
+    @property
+    def reading(self) -> Reading:
+        """Channels and depth."""
+        return Reading(self.channels, self.deep)
 
     @property
     def size(self) -> tuple[int, int]:

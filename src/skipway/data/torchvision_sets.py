@@ -22,6 +22,7 @@ from skipway.cache import cache_folder
 from skipway.data.arrays import to_images
 from skipway.data.decode import from_pil
 from skipway.data.files import DiskFiles, Names, file_source
+from skipway.data.reading import PHOTO, Reading
 from skipway.data.source import ArraySource, Source, consecutive
 from skipway.data.tar_index import digest
 from skipway.data_spec import DataSpec
@@ -193,6 +194,7 @@ class AskedSource:
     bad: dict[str, str] = field(default_factory=dict)
     channels: int = 3
     deep: bool = False
+    reading: Reading = PHOTO
     groups: Tensor | None = None
     images: Tensor | None = None
     size: tuple[int, int] | None = None

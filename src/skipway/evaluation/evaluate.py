@@ -68,8 +68,7 @@ def evaluate(
             it was trained on several, or the other way round.
     """
     model = load_model(run.folder if isinstance(run, Run) else run, trust_code=trust_code)
-    own = model.spec.data
-    spec = own if data is None else dataclasses.replace(own, path=str(data))
+    spec = _spec(model.spec.data, run.folder if isinstance(run, Run) else Path(run), data)
     try:
         source = open_source(spec)
     except InputError as error:
@@ -93,6 +92,14 @@ def evaluate(
     scores = score(network, batches, model.preprocess, task=task)
     classes = source.classes if isinstance(task, ManyLabels) else model.classes
     return _evaluation(scores, classes, data=spec.path, split=chosen, bad=loader.bad)
+
+
+def _spec(own: DataSpec, run: Path, data: str | Path | None) -> DataSpec:
+    """What to open: other data without what names images of the run's own, or those, split as they were."""
+    if data is not None:
+        return dataclasses.replace(own, path=str(data), exclude="", split_file="", folds=0, fold=0)
+    written = run / "split.csv"
+    return dataclasses.replace(own, split_file=str(written)) if written.is_file() else own
 
 
 def _evaluation(

@@ -4,6 +4,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from skipway.data.doctor import quick_doctor
+from skipway.data.source import Source
+from skipway.data_spec import DataSpec
 from skipway.training.plan import Plan
 
 
@@ -24,3 +27,11 @@ def bad_files_note(bad: Mapping[str, str]) -> list[str]:
     shown = [f"{name} ({reason})" for name, reason in list(bad.items())[:5]]
     more = f", and {len(bad) - 5} more (all in summary.json)" if len(bad) > 5 else ""
     return [f"left out {len(bad)} file{'s' if len(bad) > 1 else ''} that cannot be read: {', '.join(shown)}{more}"]
+
+
+def doctor_notes(source: Source, spec: DataSpec) -> list[str]:
+    """What the doctor warns of at a glance, a sentence each; files that cannot be read are told elsewhere."""
+    found = [f for f in quick_doctor(source, spec) if f.severity != "note" and f.kind != "unreadable"]
+    notes = [f"{f.severity}: {f.message}" + (f" ({f.advice})" if f.advice else "") for f in found[:4]]
+    more = f"{len(found) - 4} more; " if len(found) > 4 else ""
+    return [*notes, f"{more}skipway doctor tells all, with the files"] if notes else []

@@ -31,7 +31,7 @@ from skipway.evaluation.pictures import curves, mistakes
 from skipway.evaluation.task import ManyLabels, OneLabel, Task, score
 from skipway.run import Run
 from skipway.training.checkpoint import Position, load_last, save_last
-from skipway.training.facts import bad_files_note
+from skipway.training.facts import bad_files_note, doctor_notes
 from skipway.training.feeding import open_loaders
 from skipway.training.finetune import freeze, frozen_note
 from skipway.training.loss import make_objective
@@ -71,7 +71,8 @@ class Trainer:
         network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
         frozen = freeze(network, spec.train.freeze)
         self.frozen = [module for part in frozen for module in part.modules]
-        self.notes = [*plan.notes, *started, *frozen_note(network, frozen, fresh=not spec.train.weights)]
+        self.notes = [*plan.notes, *doctor_notes(plan.source, spec.data), *started]
+        self.notes += frozen_note(network, frozen, fresh=not spec.train.weights)
         layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.layout = layout
         self.network: nn.Module = network.to(self.device).to(memory_format=layout)
