@@ -79,13 +79,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as training does; both sides gain
-    torch.manual_seed(0)
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}; one thread")
+    report(kinds(options.size), options)
+
+
+def report(
+    chosen: dict[str, tuple[AugmentSpec, list[Callable[[Tensor], Tensor]]]], options: argparse.Namespace
+) -> None:
+    """A line for each kind; `options` has batch, size and rounds."""
+    torch.manual_seed(0)
     print(
         f"batches of {options.batch} at {options.size} pixels, {options.rounds} rounds; CPU ms a batch: "
         "median (min to max)"
     )
-    for name, (spec, transforms) in kinds(options.size).items():
+    for name, (spec, transforms) in chosen.items():
         mine, other = ours(spec, options.size, options.batch), theirs(transforms, spec, options.size, options.batch)
         seconds(mine), seconds(other)  # warm
         pairs = [(1e3 * seconds(mine), 1e3 * seconds(other)) for _ in range(options.rounds)]

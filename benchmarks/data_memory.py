@@ -26,6 +26,7 @@ from skipway.data.loader import Loader
 from skipway.data.open import open_source
 from skipway.data.preprocess import plain
 from skipway.spec import DataSpec
+from skipway.training.machine import keep_freed_memory
 
 
 def build(root: Path, files: int, classes: int) -> None:
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as training does: what an epoch needs once stays with the process
     root = (options.folder or Path(tempfile.mkdtemp())) / "images"
     os.environ.setdefault("SKIPWAY_CACHE", str(root.parent / "cache"))
     try:

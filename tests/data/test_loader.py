@@ -240,3 +240,18 @@ def test_pad_keeps_the_shape_and_squash_fills(shape, want):
 def test_grey_photos_and_small_sets_still_stream_with_one_epoch(tmp_path):
     source, spec = source_of(make_photos(tmp_path / "q", num=3), workers=0)
     assert not make_loader(source, plain(source, spec, 8), spec).in_memory
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("deep", [False, True])
+def test_normalise_gives_the_same_bits_in_both_memory_formats(channels, deep):
+    images = torch.rand(3, channels, 5, 7) if deep else torch.randint(0, 256, (3, channels, 5, 7), dtype=torch.uint8)
+    kept = images.clone()
+    preprocess = Preprocess(5, (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.1)[:channels])
+    last = preprocess.normalise(images.contiguous(memory_format=torch.channels_last))
+    first = preprocess.normalise(images)
+    white = 1 if deep else 255
+    mean, std = (torch.tensor(v[:channels]).view(1, -1, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.1)))
+    assert torch.equal(last, first)
+    assert torch.allclose(first, (images / white - mean) / std, atol=1e-5)
+    assert torch.equal(images, kept)

@@ -55,7 +55,9 @@ TEXTS = {  # texts of a form that hardly any text has
     "frame": st.sampled_from(["first", "middle", "last", "0", "17"]),
 }
 SMALL |= TEXTS
-FITTING = TEXTS | {name: SMALL[name] for name in ("group_width", "norm_groups")}  # of all numbers hardly any goes with a width
+FITTING = TEXTS | {
+    name: SMALL[name] for name in ("group_width", "norm_groups")
+}  # of all numbers hardly any goes with a width
 
 
 def values(cls: type, field: dataclasses.Field, special: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:

@@ -6,6 +6,7 @@ shared, so killing one can never block another) and notes in shared memory which
 
 import contextlib
 import ctypes
+import gc
 import itertools
 import mmap
 import multiprocessing
@@ -213,6 +214,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _quieten()
+    gc.freeze()  # what was there before is not looked at again, so its pages stay shared
     torch.set_num_threads(1)
     _limit_memory(memory_limit)
     while True:

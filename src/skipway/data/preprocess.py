@@ -74,9 +74,14 @@ class Preprocess:
     def normalise(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> float32 in the same memory format, mean 0 and deviation 1 over the train split."""
         white = 255.0 if images.dtype == torch.uint8 else 1.0
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        scale = 1 / (white * torch.tensor(self.std, device=images.device).view(1, -1, 1, 1))
-        return (images.float() - white * mean) * scale
+        mean = white * torch.tensor(self.mean, device=images.device)
+        scale = 1 / (white * torch.tensor(self.std, device=images.device))
+        if images.is_contiguous(memory_format=torch.channels_last):  # whole rows at once: three times as fast
+            batch, channels, height, width = images.shape
+            rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).to(torch.float32, copy=True)
+            rows.sub_(mean.repeat(width)).mul_(scale.repeat(width))
+            return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return (images.float() - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
 
     def to_json(self) -> str:
         """One JSON object, with the steps that are not numbers named too."""
@@ -121,6 +126,50 @@ def choose_size(source: Source, asked: int) -> tuple[int, str]:
 def plain(source: Source, spec: DataSpec, image_size: int) -> Preprocess:
     """Preprocessing before anything was measured: as the spec says, at a size, with mean 0 and deviation 1."""
     return Preprocess(image_size, (0.0,) * source.channels, (1.0,) * source.channels, source.reading, spec.fit)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and deviation of each channel, on the scale of 0 to 1, and whose they are."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    whose: str
+
+    def for_channels(self, channels: int) -> "Normalisation":
+        """The same for another number of channels: the mean over theirs."""
+        if len(self.mean) == channels:
+            return self
+        mean, std = sum(self.mean) / len(self.mean), sum(self.std) / len(self.std)
+        return Normalisation((mean,) * channels, (std,) * channels, f"{self.whose}, the mean over channels")
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet's")
+
+
+def normalised(
+    loader: "Loader", train: Tensor, spec: DataSpec, given: Normalisation | None = None
+) -> tuple[Preprocess, str]:
+    """The loader's preprocessing with its normalisation settled, and a sentence about it ("" where it was measured).
+
+    Args:
+        loader, train: as in `measure`.
+        spec: whether train's, ImageNet's or (auto) the given one.
+        given: that of weights to start from.
+
+    Raises:
+        InputError: ImageNet's for images of more than 8 bits, or no image could be read.
+    """
+    deep = loader.preprocess.reading.deep
+    if spec.normalisation == "imagenet" and deep:
+        raise InputError("data.normalisation imagenet is for 8-bit images, and these have more bits; leave it at auto")
+    chosen = {"imagenet": IMAGENET, "train": None, "auto": None if deep else given}[spec.normalisation]
+    if chosen is None:
+        return measure(loader, train), ""
+    fitting = chosen.for_channels(loader.preprocess.channels)
+    numbers = " and deviation ".join(" ".join(f"{v:.3g}" for v in values) for values in (fitting.mean, fitting.std))
+    made = replace(loader.preprocess, mean=fitting.mean, std=fitting.std)
+    return made, f"normalised by {fitting.whose}: mean {numbers}"
 
 
 def measure(loader: "Loader", train: Tensor) -> Preprocess:

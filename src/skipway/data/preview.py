@@ -20,7 +20,7 @@ from skipway.data.augment import Augment, unnormalised
 from skipway.data.crop import source_size
 from skipway.data.loader import Batch, make_loader
 from skipway.data.open import open_source
-from skipway.data.preprocess import Preprocess, choose_size, measure, plain
+from skipway.data.preprocess import Preprocess, choose_size, normalised, plain
 from skipway.data.source import Source
 from skipway.data.split import make_splits
 from skipway.data_spec import AugmentSpec, DataSpec
@@ -108,7 +108,7 @@ def draw(spec: DataSpec, augment: AugmentSpec, seed: int) -> bytes:
     held = source_size(augment, source.size, size)
     loader = make_loader(source, preprocess.resized(held), spec)
     try:
-        preprocess = measure(loader, train).resized(size)
+        preprocess = normalised(loader, train, spec)[0].resized(size)
         chosen = choose(source, train, seed)
         batch = next(loader.batches(chosen, len(chosen)), None)
     finally:

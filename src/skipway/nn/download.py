@@ -76,6 +76,24 @@ def _timm(weights: str, name: str, foreign: ForeignSpec | None, image_size: int,
         logger.setLevel(level)
 
 
+def normalisation_of(weights: str, network: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of the images that published weights were trained on; None where they do not say.
+
+    Args:
+        weights: torchvision:WEIGHTS or timm:NAME, known to exist.
+        network: the name of the network that they are for.
+    """
+    library, _, name = weights.partition(":")
+    if library == "timm":
+        config = need("timm").get_pretrained_cfg(name)
+        return tuple(config.mean), tuple(config.std)
+    chosen = need("torchvision").models.get_model_weights(network.removeprefix("torchvision:"))[name]
+    preset = chosen.transforms()
+    if not hasattr(preset, "mean"):
+        return None
+    return tuple(preset.mean), tuple(preset.std)
+
+
 def _failed(weights: str, error: Exception, url: str) -> InputError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return InputError(

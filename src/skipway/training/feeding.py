@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skipway.data.crop import source_size
 from skipway.data.loader import Loader, make_loader
-from skipway.data.preprocess import Preprocess
+from skipway.data.preprocess import Preprocess, normalised
 from skipway.training.plan import Plan
 
 
@@ -59,3 +59,15 @@ def _open(plan: Plan, preprocess: Preprocess, console: Console, again_and_again:
             confirm=ask if console.is_terminal and sys.stdin.isatty() else None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+
+
+def settle_preprocess(plan: Plan, loader: Loader) -> tuple[Preprocess, list[str]]:
+    """The preprocessing of a new run, and a sentence where its normalisation was not measured.
+
+    Args:
+        plan: whose spec, and whose given weights.
+        loader: of training images, which may be larger than the network's.
+    """
+    given = plan.given.normalisation if plan.given else None
+    settled, said = normalised(loader, plan.splits.train, plan.spec.data, given)
+    return settled.resized(plan.spec.data.image_size), [said] if said else []

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skipway import randomness
 from skipway.data.augment import Augment
 from skipway.data.loader import Batch
-from skipway.data.preprocess import measure, plain
+from skipway.data.preprocess import plain
 from skipway.data.sampler import make_sampler
 from skipway.data.source import is_multilabel
 from skipway.data.split import write_split
@@ -32,7 +32,7 @@ from skipway.evaluation.task import ManyLabels, OneLabel, Task, score
 from skipway.run import Run
 from skipway.training.checkpoint import Position, load_last, save_last
 from skipway.training.facts import bad_files_note, doctor_notes
-from skipway.training.feeding import open_loaders
+from skipway.training.feeding import open_loaders, settle_preprocess
 from skipway.training.finetune import freeze, frozen_note
 from skipway.training.loss import make_objective
 from skipway.training.machine import keep_freed_memory
@@ -65,13 +65,11 @@ class Trainer:
         preprocess = Run.open(folder).preprocess if resume else plain(plan.source, spec.data, spec.data.image_size)
         self.augment = Augment(spec.augment, preprocess, num_classes=len(plan.source.classes), seed=spec.train.seed)
         self.train_loader, self.loader = open_loaders(plan, preprocess, console)
-        if not resume:
-            preprocess = measure(self.train_loader, plan.splits.train).resized(preprocess.image_size)
-        self.preprocess = preprocess
+        self.preprocess, said = (preprocess, []) if resume else settle_preprocess(plan, self.train_loader)
         network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
         frozen = freeze(network, spec.train.freeze)
         self.frozen = [module for part in frozen for module in part.modules]
-        self.notes = [*plan.notes, *doctor_notes(plan.source, spec.data), *started]
+        self.notes = [*plan.notes, *said, *doctor_notes(plan.source, spec.data), *started]
         self.notes += frozen_note(network, frozen, fresh=not spec.train.weights)
         layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.layout = layout
@@ -95,7 +93,7 @@ class Trainer:
             self.position = load_last(self.run, self.network, self.optimizer, self.average)
             self._forget_after(self.position)
         else:
-            self.run = Run.create(folder, spec, plan.source.classes, preprocess)
+            self.run = Run.create(folder, spec, plan.source.classes, self.preprocess)
             self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
             if isinstance(self.task, ManyLabels):
                 self.run.write_thresholds(self.task.thresholds)

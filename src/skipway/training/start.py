@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from skipway.data.preprocess import Normalisation
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
 from skipway.network_spec import NetworkSpec
-from skipway.nn.download import SOURCES, fetch
+from skipway.nn.download import SOURCES, fetch, normalisation_of
 from skipway.nn.foreign import build_any, check_logits, classifiers
 from skipway.nn.weight_files import read_metadata, read_weights
 from skipway.nn.weights import load_weights
@@ -30,11 +31,13 @@ class Given:
         name: as the user named them.
         state: under whoever's names.
         run: what else is known where they are a run's.
+        normalisation: of the images that they were trained on, where that is known.
     """
 
     name: str
     state: Mapping[str, Tensor]
     run: Saved | None = None
+    normalisation: Normalisation | None = None
 
 
 def open_weights(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_size: int) -> Given | None:
@@ -60,7 +63,9 @@ def _open(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_size: int)
     name = train.weights
     if name.startswith(SOURCES):
         foreign = network if isinstance(network, ForeignSpec) else None
-        return Given(name, fetch(name, network.name, foreign, image_size, train.seed))
+        state = fetch(name, network.name, foreign, image_size, train.seed)
+        numbers = normalisation_of(name, network.name)
+        return Given(name, state, None, Normalisation(*numbers, f"that of {name}") if numbers else None)
     path = Path(os.path.expanduser(name))
     if not path.exists():
         raise InputError(
@@ -69,7 +74,9 @@ def _open(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_size: int)
         )
     if path.is_dir() or (path.suffix == ".safetensors" and read_metadata(path).get("format") == FORMAT):
         saved = read_saved(path)
-        return Given(name, saved.state, saved)
+        theirs = saved.preprocess
+        known = None if theirs.reading.deep else Normalisation(theirs.mean, theirs.std, f"that of {name}")
+        return Given(name, saved.state, saved, known)
     return Given(name, read_weights(path))
 
 
