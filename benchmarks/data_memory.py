@@ -24,7 +24,7 @@ from skipway.cache import cache_folder
 from skipway.data import index
 from skipway.data.loader import Loader
 from skipway.data.open import open_source
-from skipway.data.preprocess import plain
+from skipway.data.preprocess import measure, plain
 from skipway.spec import DataSpec
 from skipway.training.machine import keep_freed_memory
 
@@ -82,6 +82,7 @@ def main() -> None:
         size = index.place(root).stat().st_size
         print(f"index: {size / 1e6:.0f} MB in {cache_folder()}", flush=True)
         loader = Loader(source, plain(source, spec, 8), spec)
+        measure(loader, source.splits["all"])  # training too begins so
         sizes = []
         for epoch in range(1, options.epochs + 1):
             started = time.perf_counter()

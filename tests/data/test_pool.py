@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from skipway.data.pool import Overrun, Pool, num_workers, shared_array
+from skipway.data import pool as pool_module
+from skipway.data.pool import Overrun, Pool, SharedArray, num_workers
 
 
 def job(item):
@@ -116,7 +117,7 @@ def test_a_worker_that_is_killed_from_outside_is_replaced():
 
 
 def test_shared_memory_is_written_by_workers():
-    array = shared_array((8, 2), np.int32)
+    array = SharedArray((8, 2), np.int32).array
 
     def fill(place: int) -> None:
         array[place] = place
@@ -130,3 +131,27 @@ def test_number_of_workers():
     assert 1 <= num_workers(-1) <= 8
     assert num_workers(0) == 0
     assert num_workers(5) == 5
+
+
+class Fill:
+    """A job as loaders have it: it writes into shared memory."""
+
+    def __init__(self, slots: SharedArray):
+        self.slots = slots
+
+    def __call__(self, place: int) -> int:
+        if place == 2:
+            time.sleep(60)
+        self.slots.array[place] = place
+        return os.getpid()
+
+
+@pytest.mark.faults
+def test_without_fork_workers_share_memory_and_are_killed_too(monkeypatch):
+    monkeypatch.setattr(pool_module, "_FORKS", False)
+    slots = SharedArray((4, 2), np.int64)
+    with Pool(Fill(slots), workers=1, time_limit_s=1) as pool:
+        [[first], [killed], [third]] = pool.map([[1], [2], [3]])
+    assert slots.array[:, 0].tolist() == [0, 1, 0, 3]
+    assert killed == Overrun("took more than 1 s to read")
+    assert len({first, third, os.getpid()}) == 3

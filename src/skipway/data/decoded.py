@@ -19,7 +19,7 @@ from torch import Tensor
 
 from skipway.cache import cache_folder
 from skipway.data.files import HEADERS_UP_TO, FileSource, read_headers
-from skipway.data.pool import Overrun, Pool, num_workers, shared_array
+from skipway.data.pool import Overrun, Pool, SharedArray, num_workers
 from skipway.data.source import ArraySource
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError, ReadError
@@ -62,15 +62,15 @@ def decode_all(source: FileSource, spec: DataSpec) -> Decoded | None:
     dtype = np.dtype(np.float32 if source.deep else np.uint8)
     if size is None or len(source) * size[0] * size[1] * source.channels * dtype.itemsize > IN_MEMORY:
         return None
-    pixels = shared_array((len(source), *size, source.channels), dtype)
+    shared = SharedArray((len(source), *size, source.channels), dtype)
     bad: dict[int, str] = {}
     tasks = [range(i, min(i + CHUNK, len(source))) for i in range(0, len(source), CHUNK)]
-    with Pool(_DecodeInto(source, pixels), workers=min(num_workers(spec.workers), len(tasks))) as pool:
+    with Pool(_DecodeInto(source, shared), workers=min(num_workers(spec.workers), len(tasks))) as pool:
         for task, results in zip(tasks, pool.map(tasks), strict=True):
             if "" in results:
                 return None
             bad |= {i: r.reason if isinstance(r, Overrun) else r for i, r in zip(task, results, strict=True) if r}
-    decoded = Decoded(torch.from_numpy(pixels).permute(0, 3, 1, 2), bad)
+    decoded = Decoded(torch.from_numpy(shared.array).permute(0, 3, 1, 2), bad)
     if len(source) >= KEEP_FROM and source.fingerprint and spec.cache != "off":
         _save(decoded, _place(source.fingerprint, spec))
     return decoded
@@ -102,16 +102,16 @@ class _DecodeInto:
     """A worker's job: index -> None where the image now lies in its place, else why not; "": of another size."""
 
     source: FileSource
-    pixels: np.ndarray  # (N, H, W, C)
+    pixels: SharedArray  # (N, H, W, C)
 
     def __call__(self, index: int) -> str | None:
         try:
             image = self.source.read(index).permute(1, 2, 0).numpy()
         except ReadError as error:
             return error.reason
-        if image.shape != self.pixels.shape[1:]:
+        if image.shape != self.pixels.array.shape[1:]:
             return ""
-        self.pixels[index] = image
+        self.pixels.array[index] = image
         return None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skipway import randomness
-from skipway.data.pool import Overrun, Pool, num_workers, shared_array
+from skipway.data.pool import Overrun, Pool, SharedArray, num_workers
 from skipway.data.preprocess import Preprocess
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
@@ -211,12 +211,12 @@ class _FitInto:
 
     source: Source
     preprocess: Preprocess
-    slots: np.ndarray  # (slots, S, S, C)
+    slots: SharedArray  # (slots, S, S, C)
 
     def __call__(self, item: tuple[int, int]) -> ReadError | None:
         slot, index = item
         try:
-            self.slots[slot] = read_fitted(self.source, self.preprocess, index).permute(1, 2, 0).numpy()
+            self.slots.array[slot] = read_fitted(self.source, self.preprocess, index).permute(1, 2, 0).numpy()
         except ReadError as error:
             return error
         return None
@@ -232,8 +232,9 @@ class _Reader:
         self._shape = (size, size, channels)
         each = (self.ahead + 1) * size * size * channels * np.dtype(dtype).itemsize
         self._chunk = min(max(SLOT_BYTES // each, 1), CHUNK)
-        self._slots = shared_array(((self.ahead + 1) * self._chunk, *self._shape), dtype)
-        self.pool = Pool(_FitInto(source, preprocess, self._slots), workers=workers)
+        slots = SharedArray(((self.ahead + 1) * self._chunk, *self._shape), dtype)
+        self._slots = slots.array
+        self.pool = Pool(_FitInto(source, preprocess, slots), workers=workers)
 
     def batches(self, parts: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """(indices, images, errors by place) for each list of indices."""

@@ -6,6 +6,7 @@ shared, so killing one can never block another) and notes in shared memory which
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import itertools
 import mmap
@@ -46,11 +47,28 @@ def num_workers(asked: int) -> int:
     return asked if asked >= 0 else min(cores(), 8)
 
 
-def shared_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array of zeros that workers started later see and may write."""
-    size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
-    memory = mmap.mmap(-1, size) if _FORKS else _context().RawArray("b", size)
-    return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
+class SharedArray:
+    """An array of zeros that workers started later see and may write.
+
+    Args:
+        shape, dtype: of the array.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any):
+        size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
+        self._memory = mmap.mmap(-1, size) if _FORKS else _context().RawArray("b", size)
+        self._shape, self._dtype = shape, dtype
+        self.array = self._view()
+
+    def _view(self) -> np.ndarray:
+        return np.frombuffer(self._memory, self._dtype, int(np.prod(self._shape))).reshape(self._shape)
+
+    def __getstate__(self) -> tuple[Any, ...]:  # a spawned worker gets the memory, not a copy of the array
+        return self._memory, self._shape, self._dtype
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._memory, self._shape, self._dtype = state
+        self.array = self._view()
 
 
 @dataclass
@@ -82,7 +100,8 @@ class Pool:
         memory_limit: int = MEMORY_LIMIT,
     ):
         self._job, self._time_limit_s, self._memory_limit = job, time_limit_s, memory_limit
-        self._clock = shared_array((max(workers, 1), 2), np.float64)  # position of the item, when it began (0: idle)
+        self._shared_clock = SharedArray((max(workers, 1), 2), np.float64)
+        self._clock = self._shared_clock.array  # position of the item, when it began (0: idle)
         self._workers: list[_Worker | None] = [None] * workers
         self._numbers = itertools.count()
         self._deaths = 0  # one after the other, of workers that were at nothing
@@ -190,8 +209,11 @@ class Pool:
         context = _context()
         ours, theirs = context.Pipe()
         siblings = [worker.pipe for worker in self._workers if worker is not None] if _FORKS else []
-        arguments = (theirs, [*siblings, ours] if _FORKS else [], self._job, self._clock[place], self._memory_limit)
+        inherited = [*siblings, ours] if _FORKS else []
+        arguments = (theirs, inherited, self._job, self._shared_clock, place, self._memory_limit)
         process = context.Process(target=_work, args=arguments, daemon=True)
+        if not any(self._workers):
+            _give_back_freed_memory()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)  # workers call no threaded code
             process.start()
@@ -206,9 +228,15 @@ def _context() -> Any:
 
 
 def _work(
-    pipe: Connection, inherited: list[Connection], job: Callable[[Any], Any], clock: np.ndarray, memory_limit: int
+    pipe: Connection,
+    inherited: list[Connection],
+    job: Callable[[Any], Any],
+    clocks: SharedArray,
+    place: int,
+    memory_limit: int,
 ) -> None:
     """A worker's life: tasks in, results out, until the pipe or the parent ends."""
+    clock = clocks.array[place]
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
@@ -236,9 +264,16 @@ def _work(
         pipe.send((number, results))
 
 
+def _give_back_freed_memory() -> None:
+    """So that workers don't inherit what this process freed: it would be copied when it is used again."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _quieten() -> None:
     """End with the parent; what C libraries print of broken files goes nowhere, since the caller names them."""
-    with contextlib.suppress(OSError, AttributeError):
+    faulthandler.disable()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

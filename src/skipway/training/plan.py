@@ -16,7 +16,7 @@ from skipway.nn.zoo import ZOO, resolve_stem
 from skipway.spec import RunSpec, TrainSpec
 from skipway.training.loss import settle_loss
 from skipway.training.machine import choose_device, computes_bf16
-from skipway.training.start import Given, open_weights
+from skipway.training.start import Given, measured_note, open_weights
 
 BASE_LR = {"sgd": 0.1, "adamw": 0.001, "adam": 0.001}  # for batches of 128
 
@@ -65,6 +65,7 @@ def make_plan(asked: RunSpec, *, open_given: bool = True) -> Plan:
     notes = [_describe_data(asked, source, splits), f"images at {size} pixels: {why}"]
     network = dataclasses.replace(asked.network, num_classes=len(source.classes), in_channels=source.channels)
     given = open_weights(asked.train, network, size) if open_given else None
+    notes += measured_note(given, asked.data, deep=source.deep)
     if isinstance(network, NetworkSpec):
         network, note = _settle_stem(network, given, size)
         notes += [note] if note else []

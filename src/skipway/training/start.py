@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from skipway.data.preprocess import Normalisation
+from skipway.data_spec import DataSpec
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
 from skipway.network_spec import NetworkSpec
@@ -78,6 +79,26 @@ def _open(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_size: int)
         known = None if theirs.reading.deep else Normalisation(theirs.mean, theirs.std, f"that of {name}")
         return Given(name, saved.state, saved, known)
     return Given(name, read_weights(path))
+
+
+def measured_note(given: Given | None, data: DataSpec, *, deep: bool) -> list[str]:
+    """A sentence where mean and deviation are measured though weights are given; nothing where that was asked for.
+
+    Args:
+        given: weights to start from.
+        data: whose normalisation is asked for.
+        deep: whether the images have more than 8 bits.
+    """
+    if given is None or data.normalisation != "auto":
+        return []
+    said = f"mean and deviation measured on train, not those of {given.name}"
+    if deep:
+        return [f"{said}: these images have more than 8 bits"]
+    if given.run is not None and given.run.preprocess.reading.deep:
+        return [f"{said}: its images have more than 8 bits, these do not"]
+    if given.normalisation is None:
+        return [f"{said}, which does not say them (published ImageNet weights usually want --normalisation imagenet)"]
+    return []
 
 
 def make_network(spec: RunSpec, given: Given | None, classes: Sequence[str]) -> tuple[nn.Module, list[str]]:
