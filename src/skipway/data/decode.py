@@ -7,6 +7,7 @@ where three are asked for, colour becomes luma (ITU-R 601) where one is. As uint
 """
 
 import contextlib
+import importlib
 import io
 import warnings
 from pathlib import Path
@@ -22,6 +23,12 @@ from skipway.data import deep, medical, tiff
 from skipway.data.reading import MAX_PIXELS, PHOTO_SUFFIXES, Header, Reading
 from skipway.errors import ReadError
 
+try:  # here, not at the first JPEG: that would count as its time
+    from torchvision import io as jpeg
+except ImportError:
+    jpeg = None
+
+
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = PHOTO_SUFFIXES | medical.SUFFIXES
 _ORIENTATION = 0x0112
@@ -31,6 +38,16 @@ def is_image_name(name: str) -> bool:
     """Whether a file's name ends like an image's or a scan's."""
     lower = name.lower()
     return lower.endswith(tuple(SUFFIXES))
+
+
+def warm_up(name: str) -> None:
+    """Import what reads files named so: worker processes inherit it, and no file's time is spent on it."""
+    readers = {(".dcm", ".dicom", ".ima"): "pydicom.pixels", (".nii", ".nii.gz"): "nibabel", (".tif",): "tifffile"}
+    for suffixes, module in readers.items():
+        if name.lower().endswith(suffixes):
+            with contextlib.suppress(ImportError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(module)
 
 
 def read_header(file: Path | bytes, name: str = "") -> Header:
@@ -86,7 +103,7 @@ def decode(file: Path | bytes, reading: Reading, name: str = "", *, at_least: in
                 image.draft(None, (int(image.width / side), int(image.height / side)))
             if reading.deep:
                 return deep.to_tensor(image, file, reading.channels)
-            if reading.channels == 3 and _is_plain_jpeg(image, size):
+            if jpeg is not None and reading.channels == 3 and _is_plain_jpeg(image, size):
                 with contextlib.suppress(RuntimeError):  # Pillow reads some that are damaged, or says why not
                     return _decode_jpeg(file)
             return from_pil(image, reading.channels)
@@ -108,10 +125,9 @@ def _is_plain_jpeg(image: Image.Image, size: tuple[int, int]) -> bool:
 
 def _decode_jpeg(file: Path | bytes) -> Tensor:
     """A plain JPEG -> (3, H, W) uint8, in three quarters of the time that Pillow takes."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
+    assert jpeg is not None
     data = file if isinstance(file, bytes) else file.read_bytes()
-    decoded = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    decoded = jpeg.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=jpeg.ImageReadMode.RGB)
     assert isinstance(decoded, Tensor)
     return decoded
 

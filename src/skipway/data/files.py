@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.decode import decode, read_header
+from skipway.data.decode import decode, read_header, warm_up
 from skipway.data.pool import Overrun, Pool, num_workers
 from skipway.data.reading import PHOTO, Header, Reading
 from skipway.data_spec import DataSpec
@@ -211,6 +211,8 @@ def file_source(
         InputError: none can be read.
     """
     count = len(files)
+    if count:
+        warm_up(files.name(0))
     looked_at = (
         range(count)
         if count <= HEADERS_UP_TO or isinstance(files, BytesFiles)
