@@ -149,11 +149,9 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False, trust_cod
     predictor = load(run, trust_code=trust_code)
     bad: dict[str, str] = {}
     done = 0
-    for path in find_images(images):
-        try:
-            prediction = predictor.predict(path, top=top)[0]
-        except ReadError as error:
-            bad[error.name] = error.reason
+    for path, prediction in predictor.predict_files(find_images(images), top=top):
+        if isinstance(prediction, ReadError):
+            bad[prediction.name] = prediction.reason
             continue
         done += 1
         if json:

@@ -1,12 +1,17 @@
+import os
+
 import numpy as np
 import pytest
 import torch
+from conftest import save_image
 from PIL import Image
 
 import skipway
 from skipway.data.decode import decode
+from skipway.data.pool import Pool
 from skipway.data.reading import Reading
 from skipway.errors import InputError, ReadError
+from skipway.shipping.predictor import Prediction
 from skipway.shipping.select import find_images
 
 
@@ -80,3 +85,32 @@ def test_find_images_takes_files_folders_and_patterns(photos):
     for wrong in ([], [str(photos / "none")], [str(photos / "*.gif")]):
         with pytest.raises(InputError):
             find_images(wrong)
+
+
+def test_files_are_named_in_order_as_predict_names_them(trained, tmp_path):
+    paths = []
+    for i in range(70):
+        save_image(tmp_path / f"{i:02}.png", i, (20, 30), brightness=127 * (i % 2))
+        paths.append(tmp_path / f"{i:02}.png")
+    paths[3].write_bytes(b"no image")
+    predictor = skipway.load(trained.folder)
+    results = list(predictor.predict_files(paths, top=2))
+    assert [path for path, _ in results] == paths
+    assert isinstance(results[3][1], ReadError)
+    for path, result in results:
+        if isinstance(result, Prediction):
+            [want] = predictor.predict(path, top=2)
+            assert result.names == want.names
+            assert result.probabilities == pytest.approx(want.probabilities, abs=1e-5)
+
+
+@pytest.mark.faults
+def test_a_file_that_hangs_costs_itself_alone(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(Pool.__init__.__kwdefaults__, "time_limit_s", 0.7)
+    save_image(tmp_path / "good.png", 1)
+    os.mkfifo(tmp_path / "pipe.png")  # to open it is to wait for a writer
+    paths = [tmp_path / "pipe.png", tmp_path / "good.png"]
+    (_, hung), (_, good) = skipway.load(trained.folder).predict_files(paths)
+    assert isinstance(hung, ReadError)
+    assert hung.reason == "took more than 0.7 s to read"
+    assert isinstance(good, Prediction)

@@ -169,7 +169,7 @@ class Loader:
             [[result]] = pool.map([[index]])
         if isinstance(result, (ReadError, Overrun)):
             return [(indices, torch.empty(0), {0: result.reason})]
-        return [(indices, result[None], {})]
+        return [(indices, torch.from_numpy(result).permute(2, 0, 1)[None], {})]
 
 
 class _Substitutes:
@@ -193,14 +193,14 @@ def read_fitted(source: Source, preprocess: Preprocess, index: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A worker's job: index -> the fitted image, or the error."""
+    """A worker's job: index -> the fitted image (S, S, C), or the error."""
 
     source: Source
     preprocess: Preprocess
 
-    def __call__(self, index: int) -> Tensor | ReadError:
+    def __call__(self, index: int) -> np.ndarray | ReadError:
         try:
-            return read_fitted(self.source, self.preprocess, index)
+            return read_fitted(self.source, self.preprocess, index).permute(1, 2, 0).contiguous().numpy()
         except ReadError as error:
             return error
 

@@ -1,6 +1,7 @@
 """A trained network that takes images as they come and gives names with probabilities."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from skipway.data import deep
 from skipway.data.decode import decode, from_pil
-from skipway.errors import InputError
+from skipway.errors import InputError, ReadError
 from skipway.run import Model, load_model
+from skipway.shipping.intake import read_files
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor
 
@@ -87,12 +89,33 @@ class Predictor:
             predictions += [self._prediction(row, top) for row in probabilities]
         return predictions
 
-    @torch.inference_mode()
+    def predict_files(self, paths: Sequence[Path], *, top: int = 5) -> Iterator[tuple[Path, Prediction | ReadError]]:
+        """Name image files that nobody vouches for: each is read in a process bounded in time and memory.
+
+        Args:
+            paths: image files.
+            top: how many classes to name.
+
+        Yields:
+            Each path with its Prediction, or with why it cannot be read; in order.
+        """
+        if top < 1:
+            raise InputError(f"top must be at least 1, got {top}")
+        read = zip(paths, read_files(paths, self.model.preprocess), strict=True)
+        for batch in iter(lambda: list(itertools.islice(read, 64)), []):
+            good = [image for _, image in batch if isinstance(image, Tensor)]
+            rows = iter(self._probabilities(torch.stack(good)) if good else ())
+            for path, image in batch:
+                yield path, self._prediction(next(rows), top) if isinstance(image, Tensor) else image
+
     def probabilities(self, images: Sequence[ImageLike]) -> Tensor:
         """Probabilities of every class; as in `predict`. -> (B, K) float32; rows sum to 1 for one label an image."""
-        preprocess = self.model.preprocess
-        pixels = torch.stack([preprocess.fit(self._pixels(image)) for image in images])
-        return self.model.probabilities(self.model.network(preprocess.normalise(pixels)))
+        return self._probabilities(torch.stack([self.model.preprocess.fit(self._pixels(image)) for image in images]))
+
+    @torch.inference_mode()
+    def _probabilities(self, pixels: Tensor) -> Tensor:
+        """(B, C, S, S) fitted images -> (B, K)."""
+        return self.model.probabilities(self.model.network(self.model.preprocess.normalise(pixels)))
 
     def _prediction(self, probabilities: Tensor, top: int) -> Prediction:
         """One image's, (K,) -> its names."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipway.data.decode import SUFFIXES
+from skipway.data.decode import is_image_name
 from skipway.errors import InputError
 
 
@@ -24,7 +24,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(os.path.expanduser(name))
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            files = sorted(p for p in path.rglob("*") if is_image_name(p.name) and p.is_file())
         elif path.exists():
             files = [path]
         else:
