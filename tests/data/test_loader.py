@@ -70,6 +70,25 @@ def test_batches_are_the_same_bits_however_they_come(root, monkeypatch):
     assert fingerprint(loader_of(root, workers=0, size=21)) not in results
 
 
+def test_batches_are_the_same_bits_without_fork(root, monkeypatch):
+    def batches(loader: Loader) -> tuple[list[list[torch.Tensor]], dict[str, str]]:
+        order = randomness.order(torch.arange(24), seed=1, epoch=1)
+        found = [[b.images, b.labels, b.indices] for b in loader.batches(order, 7)]
+        loader.close()
+        return found, loader.bad
+
+    loaders = [loader_of(root, workers=1) for _ in range(2)]
+    forked, bad = batches(loaders[0])
+    monkeypatch.setattr(pool, "_FORKS", False)
+    spawned, bad_spawned = batches(loaders[1])
+    assert bad == bad_spawned
+    assert list(bad) == ["ants/11.jpg"]
+    assert len(spawned) == len(forked) == 4
+    for got, want in zip(spawned, forked, strict=True):
+        assert all(map(torch.equal, got, want))
+    assert max(images.max() for images, _, _ in spawned) > 0
+
+
 @pytest.mark.parametrize("bad_files", ["skip", "replace"])
 def test_a_bad_file_costs_the_same_however_it_comes(root, bad_files):
     ways = [
@@ -120,12 +139,12 @@ class Hostile(FileSource):
 
 @pytest.mark.faults
 def test_files_that_sleep_or_allocate_are_left_out(root, monkeypatch):
-    monkeypatch.setitem(pool.Pool.__init__.__kwdefaults__, "time_limit_s", 0.7)
+    monkeypatch.setitem(pool.Pool.__init__.__kwdefaults__, "time_limit_s", 4)
     source, spec = source_of(root, workers=2)
     hostile = Hostile(*(getattr(source, f.name) for f in dataclasses.fields(source)))
     loader = Loader(hostile, plain(hostile, spec, 16), spec)
     seen = torch.cat([batch.indices for batch in loader.batches(torch.arange(24), 6)])
-    reasons = {source.name(3): "took more than 0.7 s to read", source.name(7): "needs more than 1 GiB to read"}
+    reasons = {source.name(3): "took more than 4 s to read", source.name(7): "needs more than 1 GiB to read"}
     assert set(reasons.items()) <= set(loader.bad.items())
     assert len(loader.bad) == 3
     assert sorted({*range(24)} - {*seen.tolist()}) == sorted([3, 7, *(i for i in range(24) if "11" in source.name(i))])

@@ -42,8 +42,8 @@ def test_results_come_in_order(workers):
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        ("sleep", "took more than 0.5 s to read"),
-        ("spin", "took more than 0.5 s to read"),
+        ("sleep", "took more than 1.5 s to read"),
+        ("spin", "took more than 1.5 s to read"),
         ("allocate", "needs more than 0.25 GiB to read"),
         ("crash", "ended its reader (signal 11)"),
     ],
@@ -52,9 +52,9 @@ def test_results_come_in_order(workers):
 def test_an_item_that_passes_a_bound_costs_itself_alone(item, reason, workers):
     tasks = [[1, 2], [3, item, 4], [5], [item], [6, 7]]
     started = time.monotonic()
-    results = run(tasks, workers, time_limit_s=0.5, memory_limit=1 << 28)
+    results = run(tasks, workers, time_limit_s=1.5, memory_limit=1 << 28)
     assert results == [[2, 4], [6, Overrun(reason), 8], [10], [Overrun(reason)], [12, 14]]
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
 
 
 def test_a_fault_of_the_job_is_raised_here():
@@ -150,8 +150,8 @@ class Fill:
 def test_without_fork_workers_share_memory_and_are_killed_too(monkeypatch):
     monkeypatch.setattr(pool_module, "_FORKS", False)
     slots = SharedArray((4, 2), np.int64)
-    with Pool(Fill(slots), workers=1, time_limit_s=1) as pool:
+    with Pool(Fill(slots), workers=1, time_limit_s=3) as pool:
         [[first], [killed], [third]] = pool.map([[1], [2], [3]])
     assert slots.array[:, 0].tolist() == [0, 1, 0, 3]
-    assert killed == Overrun("took more than 1 s to read")
+    assert killed == Overrun("took more than 3 s to read")
     assert len({first, third, os.getpid()}) == 3

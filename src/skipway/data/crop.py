@@ -13,9 +13,9 @@ from skipway.data_spec import AugmentSpec
 
 TRIES = 10  # boxes drawn until one fits into the image; then the whole image, as torchvision does
 LARGER = 8 / 7  # random crops are taken out of images so much larger: 256 for 224 pixels
-WEIGHT = 2.0**12  # a filter's weights are multiples of 1/4096
-FINER = 2.0**4  # between the two products pixels are multiples of 1/16: 8 + 4 + 12 bits are exact in float32
-DEEP = 2.0**24 - 1  # steps that a deep image's range is cut into: 24 + 4 + 12 bits are exact in float64
+WEIGHT, DEEP_WEIGHT = 2**12, 2**20  # what a filter's whole weights add up to, within rounding
+FINER = 8  # between the two products pixels are multiples of 1/8: 8 + 3 + 12 bits are exact in float32
+DEEP = 2**24 - 1  # steps that a deep image's range is cut into: 24 + 3 + 20 bits are exact in float64
 
 
 def source_size(spec: AugmentSpec, own: tuple[int, int] | None, image_size: int) -> int:
@@ -143,19 +143,19 @@ def resized_crop(images: Tensor, box: Tensor, size: int, flips: Tensor | None = 
         (B, C, S, S) of the same type, channels_last in memory.
     """
     deep = images.dtype != torch.uint8
-    work = torch.float64 if deep else torch.float32
+    work, weight = (torch.float64, DEEP_WEIGHT) if deep else (torch.float32, WEIGHT)
     num, channels, height, width = images.shape
-    rows = _filter(box[:, 0], box[:, 2], height, size)  # (B, S, H)
-    columns = _filter(box[:, 1], box[:, 3], width, size)  # (B, S, W)
+    rows = _filter(box[:, 0], box[:, 2], height, size, weight)  # (B, S, H)
+    columns = _filter(box[:, 1], box[:, 3], width, size, weight)  # (B, S, W)
     if flips is not None:
         columns = torch.where(flips[:, None, None], columns.flip(1), columns)
     low, step = _levels(images) if deep else (0.0, 1.0)
     pixels = ((images.double() - low) / step).round() if deep else images
     pixels = pixels.permute(0, 2, 1, 3).to(work, memory_format=torch.contiguous_format)  # (B, H, C, W)
     once = rows.to(work) @ pixels.reshape(num, height, channels * width)
-    once = once.mul_(FINER / WEIGHT).round_().view(num, size * channels, width)
+    once = once.mul_(FINER / rows.sum(2, keepdim=True).to(work)).round_().view(num, size * channels, width)
     twice = (once @ columns.to(work).mT).view(num, size, channels, size).permute(0, 1, 3, 2)
-    twice = twice.mul(1 / (FINER * WEIGHT))
+    twice = twice / (FINER * columns.sum(2)[:, None, :, None].to(work))
     twice = twice * step + low if deep else twice.round_().clamp_(0, 255)
     return twice.to(images.dtype).contiguous().permute(0, 3, 1, 2)
 
@@ -166,11 +166,11 @@ def _levels(images: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.where(high > low, (high - low) / DEEP, 1.0)
 
 
-def _filter(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tensor:
-    """Weights, times 4096 and whole, of a triangle filter inside each sample's stretch of a side.
+def _filter(start: Tensor, length: Tensor, size_in: int, size_out: int, total: int) -> Tensor:
+    """Weights of a triangle filter inside each sample's stretch of a side: whole numbers that add up to about `total`.
 
-    As wide as a pixel of the larger of the two grids, cut off at the ends of the stretch and normalised, as
-    torchvision's antialiased resized_crop. (B,), (B,) -> (B, size_out, size_in) float32.
+    As wide as a pixel of the larger of the two grids and cut off at the ends of the stretch, as torchvision's
+    antialiased resized_crop. (B,), (B,) -> (B, size_out, size_in) float32.
     """
     scale = (length / size_out).view(-1, 1, 1)
     wide = 1 / scale.clamp(min=1)
@@ -179,4 +179,4 @@ def _filter(start: Tensor, length: Tensor, size_in: int, size_out: int) -> Tenso
     weights = (pixel * wide - centre * wide).abs_().neg_().add_(1).clamp_(min=0)
     begin, end = start.view(-1, 1, 1), (start + length).view(-1, 1, 1)
     weights *= (pixel > begin) & (pixel < end)
-    return weights.mul_(WEIGHT / weights.double().sum(2, keepdim=True).float()).round_()
+    return weights.mul_(total / weights.double().sum(2, keepdim=True).float()).round_()

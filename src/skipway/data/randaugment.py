@@ -129,7 +129,7 @@ def _move(images: Tensor, which: Tensor, strength: Tensor, ranges: Ranges) -> Te
     size = images.shape[-1]
     value = {i: torch.where(which == i, strength, 0.0)[:, None, None] for i in range(1, 6)}  # (B, 1, 1) each
     angle = value[1] * math.radians(ranges.rotate)
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.double().cos().float(), angle.double().sin().float()  # the same alone and in a vector of many
     pixels = [(value[i] * (ranges.shift * size if ranges.share else ranges.shift)).round() for i in (2, 3)]
     centre = (size - 1) / 2
     y, x = (torch.arange(size) - centre).view(1, -1, 1), (torch.arange(size) - centre).view(1, 1, -1)

@@ -34,7 +34,8 @@ class _Read:
 def read_files(paths: Sequence[Path], preprocess: Preprocess) -> Iterator[Tensor | ReadError]:
     """Each file fitted to the network's size, (C, S, S) uint8 or float32, or why it cannot be read; in order."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    warm_up(paths[0].name)
+    for ending in {"".join(path.suffixes[-2:]) for path in paths}:  # of two parts: .nii.gz
+        warm_up(ending)
     with Pool(_Read(preprocess), workers=min(num_workers(-1), len(chunks))) as pool:
         for chunk, results in zip(chunks, pool.map(chunks), strict=True):
             for path, result in zip(chunk, results, strict=True):

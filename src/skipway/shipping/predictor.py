@@ -63,7 +63,7 @@ class Predictor:
         return self.model.classes
 
     def predict(self, images: ImageLike | Sequence[ImageLike], *, top: int = 5) -> list[Prediction]:
-        """Name images.
+        """Name images. They are decoded in this process, without bounds; for files of strangers take `predict_files`.
 
         Args:
             images: one or a list of: a path, encoded bytes, a Pillow image, an array (H, W) or (H, W, C) uint8, or
