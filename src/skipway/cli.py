@@ -20,7 +20,7 @@ from skipway.flags import Flags, NetworkFlags, settings_of
 DONE, BAD_INPUT, STOPPED = 0, 2, 75
 TrustCode = Annotated[bool, Parameter(negative="", help="Run the code of a python: network that another's file names.")]
 
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 app = App(
     name="skipway",
     version=__version__,
@@ -285,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int = BAD_INPUT) -> int:
-    Console(stderr=True).print(f"[bold red]skipway:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(f"[bold red]skipway:[/] {_plain(message)}", highlight=False, soft_wrap=True)
     return code
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from skipway.data.doctor import Diagnosis
     from skipway.data_spec import DataSpec
 
-console = Console(width=None if sys.stdout.isatty() else 120)
+console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 data = App(name="data", help="Look at data, and pack it.")
 
 

@@ -46,7 +46,7 @@ class DataSpec:
     split_file: str = option("", "take the split from a run's split.csv")
     exclude: str = option("", "a file of names to leave out, such as doctor --fix-list writes")
     bad_files: Literal["skip", "replace", "stop"] = option(
-        "skip", "files that cannot be read: leave out, put another image of the class in their place, or stop"
+        "skip", "images that cannot be read: leave out, put another of the class in their place in each batch, or stop"
     )
     window: str = option("auto", "DICOM and NIfTI: CENTER/WIDTH of the values seen, full, or auto (the file's own)")
     frame: str = option("middle", "DICOM and NIfTI of several frames or slices: first, middle, last or a number")
@@ -64,6 +64,9 @@ class DataSpec:
             raise InputError(f"data.window must be auto, full or CENTER/WIDTH such as 40/400, got {shown(self.window)}")
         if not FRAME.fullmatch(self.frame):
             raise InputError(f"data.frame must be first, middle, last or a number from 0, got {shown(self.frame)}")
+        if self.split_file and (self.folds or self.group):
+            other = "folds" if self.folds else "group"
+            raise InputError(f"data.split_file brings a whole split of its own; it does not go with data.{other}")
         if self.folds == 1 or self.fold >= max(self.folds, 1):
             raise InputError(f"data.fold must be below data.folds (2 or more), got fold {self.fold} of {self.folds}")
 

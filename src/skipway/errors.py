@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -23,6 +23,17 @@ class ReadError(InputError):
 
     def __reduce__(self) -> tuple[type["ReadError"], tuple[str, str]]:  # it travels between processes
         return ReadError, (self.name, self.reason)
+
+
+def stopped_by(bad: Mapping[str, str]) -> ReadError:
+    """What is raised where bad files are to stop: the first of them, name -> reason."""
+    name, reason = next(iter(bad.items()))
+    return ReadError(name, f"{reason} (--bad-files skip leaves such files out)")
+
+
+def for_example(bad: Mapping[str, str]) -> str:
+    """The first bad file, to end a message with; "" where there is none."""
+    return "".join(f"; {name}: {reason}" for name, reason in list(bad.items())[:1])
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:

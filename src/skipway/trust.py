@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from skipway.cache import cache_folder
+from skipway.cache import cache_folder, sweep, written_beside
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
 
@@ -46,12 +46,10 @@ def trust(spec: object) -> None:
     if isinstance(spec, ForeignSpec) and spec.library == "python":
         entry, known = _entry(spec), _known()
         if entry not in known:
-            path = cache_folder() / NAME
-            beside = path.with_name(f".{NAME}.{os.getpid()}")
             with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                beside.write_text(json.dumps([*known, entry], indent=1))
-                os.replace(beside, path)
+                sweep(cache_folder())
+                with written_beside(cache_folder() / NAME) as beside:
+                    beside.write_text(json.dumps([*known, entry], indent=1))
 
 
 def _entry(spec: ForeignSpec) -> list[str]:

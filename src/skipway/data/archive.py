@@ -9,6 +9,7 @@ import bz2
 import contextlib
 import gzip
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -78,7 +79,8 @@ def open_archive(path: Path, spec: DataSpec, *, fault: Callable[[str], None] = r
     rows = found.rows()[[places[i] for i in layout.order]]
     names = Names.of(paths[i] for i in layout.order)
     facts = path.stat()
-    files = MemberFiles(source, rows, names, digest(names.blob, names.ends, rows, facts.st_size, facts.st_mtime_ns))
+    where = os.path.abspath(path), facts.st_size, facts.st_mtime_ns
+    files = MemberFiles(source, rows, names, digest(where, names.blob, names.ends, rows))
     groups = group_by_name(names, spec.group) if spec.group else None
     bad = {**layout.bad, **found.bad}
     return file_source(files, layout.labels, layout.classes, layout.splits, spec, groups=groups, bad=bad)

@@ -20,7 +20,7 @@ from skipway.data.layout import SPLIT_NAMES
 from skipway.data.source import ArraySource, consecutive
 from skipway.data.tar_index import digest
 from skipway.data_spec import DataSpec
-from skipway.errors import InputError, ReadError
+from skipway.errors import InputError, stopped_by
 
 LIMIT = 16 << 30  # bytes
 _CLASS_NAMES = ("classes", "label_names", "class_names")
@@ -221,8 +221,7 @@ def _without_bad(source: ArraySource, spec: DataSpec) -> ArraySource:
     for index in (~good).nonzero()[:, 0].tolist():
         source.bad[source.name(index)] = "values that are infinite or no numbers"
     if source.bad and spec.bad_files == "stop":
-        name, reason = next(iter(source.bad.items()))
-        raise ReadError(name, f"{reason} (--bad-files skip leaves such files out)")
+        raise stopped_by(source.bad)
     if not good.any():
         raise InputError(f"none of the images in {spec.path} can be read: they are infinite or no numbers")
     for split, part in source.splits.items():

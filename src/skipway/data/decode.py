@@ -20,7 +20,7 @@ from PIL import WebPImagePlugin as _webp  # noqa: F401   once their plugins are 
 from torch import Tensor
 
 from skipway.data import deep, medical, tiff
-from skipway.data.reading import MAX_PIXELS, PHOTO_SUFFIXES, Header, Reading
+from skipway.data.reading import MAX_PIXELS, SUFFIXES, SUFFIXES_OF, Header, Reading
 from skipway.errors import ReadError
 
 try:  # here, not at the first JPEG: that would count as its time
@@ -30,21 +30,18 @@ except ImportError:
 
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-SUFFIXES = PHOTO_SUFFIXES | medical.SUFFIXES
 _ORIENTATION = 0x0112
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file's name ends like an image's or a scan's."""
-    lower = name.lower()
-    return lower.endswith(tuple(SUFFIXES))
+    return name.lower().endswith(SUFFIXES)
 
 
 def warm_up(name: str) -> None:
     """Import what reads files named so: worker processes inherit it, and no file's time is spent on it."""
-    readers = {(".dcm", ".dicom", ".ima"): "pydicom.pixels", (".nii", ".nii.gz"): "nibabel", (".tif",): "tifffile"}
-    for suffixes, module in readers.items():
-        if name.lower().endswith(suffixes):
+    for kind, module in {"DICOM": "pydicom.pixels", "NIFTI": "nibabel", "TIFF": "tifffile"}.items():
+        if name.lower().endswith(SUFFIXES_OF[kind]):
             with contextlib.suppress(ImportError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 importlib.import_module(module)

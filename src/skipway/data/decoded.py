@@ -1,30 +1,25 @@
 """Decode a whole set of small images of one size into memory, once: the pixels are kept in the cache and mapped later.
 
-A cache file is written beside its place and moved there when it is whole. What a build that was killed leaves behind
-is cleared away with that of keep.py, whose folder it shares.
+This is for sets that live in memory as they are; keep.py keeps what was fitted to a network's size.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from skipway.cache import cache_folder
+from skipway.cache import cache_folder, keep_arrays, kept_arrays
 from skipway.data.files import HEADERS_UP_TO, FileSource, read_headers
 from skipway.data.pool import Overrun, Pool, SharedArray, num_workers
-from skipway.data.source import ArraySource
+from skipway.data.source import ArraySource, only
 from skipway.data_spec import DataSpec
-from skipway.errors import InputError, ReadError
+from skipway.errors import InputError, ReadError, for_example, stopped_by
 
-FORMAT = "skipway-decoded-1"
+FORMAT = "decoded-2"
 IN_MEMORY = 2 << 30  # bytes of pixels up to which a set is decoded into memory
 KEEP_FROM = 2_000  # images from which on the pixels are kept; fewer are decoded as fast as found
 CHUNK = 64
@@ -40,17 +35,14 @@ class Decoded:
 
 def load(fingerprint: str, spec: DataSpec) -> Decoded | None:
     """The pixels kept of these files, mapped; None where there are none."""
-    file = _place(fingerprint, spec)
-    if spec.cache == "off" or not file.is_file():
-        return None
+    kept = kept_arrays(_place(fingerprint, spec)) if spec.cache != "off" else None
     try:
-        with safe_open(file, framework="pt") as opened:
-            facts = opened.metadata() or {}
-            bad = {int(index): str(reason) for index, reason in json.loads(facts["bad"]).items()}
-            pixels = opened.get_tensor("pixels")
-        return Decoded(pixels.permute(0, 3, 1, 2), bad) if facts["format"] == FORMAT else None
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
-        return None  # damaged: decode again, and write it anew
+        if kept is not None:
+            bad = {int(index): str(reason) for index, reason in kept[1]["bad"].items()}
+            return Decoded(torch.from_numpy(kept[0]["pixels"]).permute(0, 3, 1, 2), bad)
+    except (KeyError, ValueError, AttributeError):
+        pass  # another's: decode again, and write it anew
+    return None
 
 
 def decode_all(source: FileSource, spec: DataSpec) -> Decoded | None:
@@ -72,7 +64,7 @@ def decode_all(source: FileSource, spec: DataSpec) -> Decoded | None:
             bad |= {i: r.reason if isinstance(r, Overrun) else r for i, r in zip(task, results, strict=True) if r}
     decoded = Decoded(torch.from_numpy(shared.array).permute(0, 3, 1, 2), bad)
     if len(source) >= KEEP_FROM and source.fingerprint and spec.cache != "off":
-        _save(decoded, _place(source.fingerprint, spec))
+        keep_arrays(_place(source.fingerprint, spec), {"pixels": shared.array}, {"bad": bad})
     return decoded
 
 
@@ -85,15 +77,12 @@ def in_memory(decoded: Decoded, source: ArraySource, spec: DataSpec) -> ArraySou
     """
     bad = source.bad | {source.name(index): reason for index, reason in decoded.bad.items()}
     if bad and spec.bad_files == "stop":
-        name, reason = next(iter(bad.items()))
-        raise ReadError(name, f"{reason} (--bad-files skip leaves such files out)")
+        raise stopped_by(bad)
     good = torch.ones(len(source), dtype=torch.bool)
     good[list(decoded.bad)] = False
-    splits = {name: rows[good[rows]] for name, rows in source.splits.items()}
-    splits = {name: rows for name, rows in splits.items() if len(rows)}
+    splits = only(source.splits, good)
     if not splits:
-        example = "".join(f"; {name}: {reason}" for name, reason in list(bad.items())[-1:])
-        raise InputError(f"none of the {len(source):,} images in {spec.path} can be read{example}")
+        raise InputError(f"none of the {len(source):,} images in {spec.path} can be read{for_example(bad)}")
     return replace(source, images=decoded.images, splits=splits, bad=bad)
 
 
@@ -119,16 +108,3 @@ def _place(fingerprint: str, spec: DataSpec) -> Path:
     """Where the pixels are kept: a name of all that they depend on."""
     what = json.dumps([FORMAT, fingerprint, spec.window, spec.frame, spec.slice_axis])
     return cache_folder() / "decoded" / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.safetensors"
-
-
-def _save(decoded: Decoded, file: Path) -> None:
-    """Keep the pixels; where that fails, they are decoded again the next time."""
-    beside = file.with_suffix(f".{os.getpid()}.tmp")
-    facts = {"format": FORMAT, "bad": json.dumps(decoded.bad)}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"pixels": decoded.images.permute(0, 2, 3, 1)}, beside, facts)
-        os.replace(beside, file)
-    except (OSError, SafetensorError):
-        with contextlib.suppress(OSError):
-            beside.unlink()

@@ -16,13 +16,11 @@ from skipway.data.files import DiskFiles
 from skipway.data.layout import is_litter
 from skipway.data.pool import TIME_LIMIT_S
 from skipway.data.preprocess import choose_size
+from skipway.data.reading import SUFFIXES, SUFFIXES_OF
+from skipway.data.source import is_multilabel
+from skipway.data.split import make_splits
+from skipway.errors import InputError
 
-SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "BMP": (".bmp",), "GIF": (".gif",),
-    "PPM": (".ppm", ".pgm", ".pbm"), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "DICOM": (".dcm",),
-    "NIFTI": (".nii", ".nii.gz"),
-}  # fmt: skip
-KNOWN_SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 TINY, FAR_BELOW = 16, 4  # pixels; times smaller than the image size
 HUGE = 40_000_000  # pixels
 LONG = 3.0  # longer side over shorter side
@@ -63,6 +61,16 @@ def layout(case: Case) -> Iterator[Finding]:
         yield _named("other files", "note", text, "", found)
 
 
+def trainable(case: Case) -> Iterator[Finding]:
+    """What training would refuse: nothing to tell apart, or nothing to hold out."""
+    if len(case.source.classes) < 2 and not is_multilabel(case.source):
+        yield Finding("one class", "error", f"there is one class only, '{case.source.classes[0]}'", "add another")
+    try:
+        make_splits(case.source, case.spec)
+    except InputError as error:
+        yield Finding("splits", "error", str(error), "training refuses this")
+
+
 def _kind_of(reason: str) -> str:
     if reason.startswith(("stands beside", "lies beside")):
         return "misplaced"
@@ -86,7 +94,7 @@ def suffixes(case: Case) -> Iterator[Finding]:
     found, remarks = [], []
     for sample, kind in zip(case.looks.seen.tolist(), case.column("format").tolist(), strict=True):
         name, fitting = case.source.name(sample).lower(), SUFFIXES_OF.get(kind.decode())
-        if fitting and name.endswith(KNOWN_SUFFIXES) and not name.endswith(fitting):
+        if fitting and name.endswith(SUFFIXES) and not name.endswith(fitting):
             found.append(sample)
             remarks.append(f"is {kind.decode()}")
     if found:
@@ -278,6 +286,6 @@ def numbers(case: Case) -> Iterator[Finding]:
 
 
 HEADER_CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    layout, suffixes, modes, orientation, dimensions, classes, label_names, group_leaks, file_names,
+    layout, trainable, suffixes, modes, orientation, dimensions, classes, label_names, group_leaks, file_names,
 )  # fmt: skip
 CHECKS = (*HEADER_CHECKS, cut_short, blank, slow, aside, numbers)

@@ -6,7 +6,6 @@ Everything that comes from the data (names, labels) is escaped. Pictures are rea
 import base64
 import html
 import io
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from skipway.cache import written_beside
 from skipway.data.doctor import Diagnosis
 from skipway.data.doctor_case import Finding, counted, shown
 from skipway.data.pool import Overrun, Pool
@@ -64,10 +64,9 @@ def write_report(found: Diagnosis, path: Path) -> None:
     """Write the report into a new file. Raises InputError where it is there already or cannot be written."""
     check_place(path)
     text = "".join(_page(found, _pictures(found.source, _wanted(found.findings))))
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(beside, path)
+        with written_beside(path) as beside:
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"the report cannot be written to {path}: {error.strerror or error}") from error
 

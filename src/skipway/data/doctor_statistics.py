@@ -58,7 +58,7 @@ def statistics_of(case: Case) -> dict[str, Any]:
     seconds, seen = case.column("seconds"), case.looks.seen
     slow = [(case.source.name(int(seen[i])), round(float(seconds[i]), 4)) for i in np.argsort(-seconds)[:SLOWEST]]
     return {
-        "images": len(case.source),
+        "images": sum(map(len, case.parts.values())),
         "read": len(seen),
         "splits": {split: len(part) for split, part in case.parts.items()},
         "classes": class_counts(case),

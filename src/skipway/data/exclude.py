@@ -6,14 +6,14 @@ cannot hold (a line break, an odd beginning, bytes that are no text) stands as a
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from skipway.data.source import Source
+from skipway.cache import written_beside
+from skipway.data.source import Source, only
 from skipway.errors import InputError
 
 FIRST_LINE = "# skipway: files to leave out, one name a line; names with line breaks are JSON strings"
@@ -32,10 +32,9 @@ def write_list(path: Path, names: Iterable[str], *, data: str) -> None:
     """
     check_place(path)
     lines = [FIRST_LINE, f"# from {json.dumps(data)}", *(_line(name) for name in names)]
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        with written_beside(path) as beside:
+            beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"the list cannot be written to {path}: {error.strerror or error}") from error
 
@@ -86,9 +85,7 @@ def without(source: Source, path: Path) -> Source:
     left_out = torch.tensor([source.name(index) in names for index in range(len(source))], dtype=torch.bool)
     if not left_out.any():
         raise InputError(f"data.exclude {path} names no sample of the data (the first is called {source.name(0)})")
-    splits = source.splits or {"all": torch.arange(len(source))}
-    splits = {split: part[~left_out[part]] for split, part in splits.items()}
-    splits = {split: part for split, part in splits.items() if len(part)}
+    splits = only(source.splits or {"all": torch.arange(len(source))}, ~left_out)
     if not splits:
         raise InputError(f"data.exclude {path} names all samples of the data: nothing is left")
     bad = {name: reason for name, reason in source.bad.items() if name not in names}

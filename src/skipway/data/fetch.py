@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import urllib.error
@@ -15,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from skipway.cache import cache_folder
+from skipway.cache import cache_folder, sweep, written_beside
 from skipway.errors import InputError
 
 TIMEOUT_S = 30
@@ -86,37 +85,24 @@ def _fetch(url: str, path: Path, said: Callable[[int, int | None], None]) -> Non
     """One file, moved to its place when it is whole."""
     if urlsplit(url).scheme == "file":
         raise FileNotFoundError("no such file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, open(beside, "wb") as file:
-            length = answer.headers.get("Content-Length")
-            total = int(length) if length is not None else None
-            free = shutil.disk_usage(path.parent).free
-            if total is not None and total + SPARE > free:
-                raise OSError(f"it needs {total / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB free")
-            done = 0
-            while data := answer.read(CHUNK):
-                file.write(data)
-                done += len(data)
-                said(done, total)
+    sweep(path.parent)
+    with (
+        written_beside(path) as beside,
+        urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer,
+        open(beside, "wb") as file,
+    ):
+        length = answer.headers.get("Content-Length")
+        total = int(length) if length is not None else None
+        free = shutil.disk_usage(path.parent).free
+        if total is not None and total + SPARE > free:
+            raise OSError(f"it needs {total / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB free")
+        done = 0
+        while data := answer.read(CHUNK):
+            file.write(data)
+            done += len(data)
+            said(done, total)
         if total is not None and done != total:
             raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed left behind."""
-    for left in folder.glob("*.tmp"):
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(left.suffixes[-2][1:]), 0)  # it is alive
-            continue
-        with contextlib.suppress(OSError):
-            left.unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from skipway.data.decode import decode, read_header, warm_up
 from skipway.data.pool import Overrun, Pool, num_workers
-from skipway.data.reading import PHOTO, Header, Reading
+from skipway.data.reading import PHOTO, SCANS, Header, Reading
+from skipway.data.source import only
 from skipway.data_spec import DataSpec
-from skipway.errors import InputError, ReadError
+from skipway.errors import InputError, ReadError, for_example, stopped_by
 
 HEADERS_UP_TO = 20_000  # sets of more files have the headers of a sample read when they are opened
 SAMPLE = 2_000
-SCANS = ("DICOM", "NIFTI")
 
 
 class Files(Protocol):
@@ -221,14 +221,13 @@ def file_source(
     headers, found = read_headers(files, looked_at, spec.workers)
     bad = {**(bad or {}), **{files.name(index): reason for index, reason in found.items()}}
     if bad and spec.bad_files == "stop":
-        name, reason = next(iter(bad.items()))
-        raise ReadError(name, f"{reason} (--bad-files skip leaves such files out)")
+        raise stopped_by(bad)
     if not headers:
-        raise InputError(f"none of the {count:,} images in {spec.path} can be read" + _example(bad))
+        raise InputError(f"none of the {count:,} images in {spec.path} can be read{for_example(bad)}")
     good = torch.ones(count, dtype=torch.bool)
-    good[list(found)] = False
-    kept = {name: part[good[part]] for name, part in (splits or {"all": torch.arange(count)}).items()}
-    kept = {name: part for name, part in kept.items() if len(part)}
+    if spec.bad_files != "replace":  # else they stay, for the loader to replace
+        good[list(found)] = False
+    kept = only(splits or {"all": torch.arange(count)}, good)
     if spec.window == "auto" and any(h.format in SCANS and h.grey and not h.windowed for h in headers):
         spec = replace(spec, window="full")  # one scale for all, where some say none
     deep = any(header.deep for header in headers)
@@ -263,7 +262,3 @@ def read_headers(files: Files, indices: Sequence[int], workers: int) -> tuple[li
                 else:
                     headers.append(result)
     return headers, bad
-
-
-def _example(bad: dict[str, str]) -> str:
-    return "".join(f"; {name}: {reason}" for name, reason in list(bad.items())[:1])

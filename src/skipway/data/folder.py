@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from skipway.data import index
+from skipway.data.decode import is_image_name
 from skipway.data.files import HEADERS_UP_TO, DiskFiles, FileSource, Names, file_source
 from skipway.data.layout import arrange, is_litter, refuse
 from skipway.data_spec import DataSpec
@@ -57,15 +58,25 @@ class Walk:
         try:
             facts = entry.stat()
         except OSError as error:
-            self.bad[path] = "a link to nothing" if entry.is_symlink() else (error.strerror or "cannot be read")
+            self.bad[path] = index.NOTHING if entry.is_symlink() else (error.strerror or "cannot be read")
             return
         if not entry.is_file():
             self.bad[path] = "not a regular file"
         elif not facts.st_size:
-            self.bad[path] = "empty (0 bytes)"
+            self.bad[path] = index.EMPTY
         else:
             self.paths.append(path)
             self.stats.append((facts.st_size, facts.st_mtime_ns))
+
+
+def holds_images(root: Path, depth: int = 2) -> bool:
+    """Whether an image lies in a folder below this one, or in one of those (below train, say)."""
+    try:
+        entries = [entry for entry in os.scandir(root) if not is_litter(entry.name)]
+        inside = depth < 2 and any(is_image_name(entry.name) and entry.is_file() for entry in entries)
+        return inside or (depth > 0 and any(holds_images(Path(e.path), depth - 1) for e in entries if e.is_dir()))
+    except OSError:
+        return False
 
 
 def open_folder(root: Path, spec: DataSpec, *, fault: Callable[[str], None] = refuse) -> FileSource:
@@ -98,10 +109,16 @@ def _walk(root: Path, fault: Callable[[str], None]) -> index.Index:
     layout = arrange(walk.paths, [f for f in walk.folders if f], str(root), fault=fault)
     names = Names.of(walk.paths[i] for i in layout.order)
     stats = np.array([walk.stats[i] for i in layout.order], np.int64).reshape(-1, 2)
-    digest = hashlib.sha256(names.blob.tobytes() + stats.tobytes()).hexdigest()
+    digest = fingerprint(root, names, stats)
     bad = {**layout.bad, **walk.bad}
     folders, times = Names.of(walk.folders), np.fromiter(walk.folders.values(), np.int64, len(walk.folders))
     return index.Index(names, layout.labels, layout.classes, layout.splits, bad, stats, folders, times, digest)
+
+
+def fingerprint(root: Path, names: Names, stats: np.ndarray) -> str:
+    """A hash over where files lie, what they are called, their sizes and times."""
+    where = os.fsencode(root.resolve()) + b"\0"
+    return hashlib.sha256(where + names.blob.tobytes() + stats.tobytes()).hexdigest()
 
 
 def group_by_name(names: Names, pattern: str) -> Tensor:

@@ -5,7 +5,6 @@ changed set or size makes a new one. It is written beside its place and moved th
 was killed leaves nothing that could be taken for a cache.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.cache import cache_folder
+from skipway.cache import cache_folder, sweep, written_beside
 from skipway.data.loader import Confirm, Kept, Loader
 from skipway.errors import InputError
 
@@ -103,32 +102,17 @@ def _is_wanted(loader: Loader, file: Path, size: int, confirm: Confirm | None) -
 
 def _build(loader: Loader, wanted: Tensor, file: Path, shape: tuple[int, ...], progress: Progress | None) -> None:
     """Write the pixels, and beside them which could not be read."""
-    beside = file.with_suffix(f".{os.getpid()}.tmp")
     dtype = np.float32 if loader.preprocess.reading.deep else np.uint8
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(file.parent)
-        pixels = np.memmap(beside, dtype, "w+", shape=shape)
-        bad = _fill(loader, wanted, pixels, progress)
-        pixels.flush()
-        facts = json.dumps({"bad": {str(index): reason for index, reason in bad.items()}})
-        file.with_suffix(".json").write_text(facts, encoding="utf-8")
-        os.replace(beside, file)
+        sweep(file.parent)
+        with written_beside(file) as beside:
+            pixels = np.memmap(beside, dtype, "w+", shape=shape)
+            bad = _fill(loader, wanted, pixels, progress)
+            pixels.flush()
+            with written_beside(_facts(file)) as facts:
+                facts.write_text(json.dumps({"bad": bad}), encoding="utf-8")
     except OSError as error:
         raise InputError(f"the decoded cache cannot be written: {error}; --cache off does without") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what builds that were killed left behind."""
-    for left in folder.glob("*.tmp"):
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(left.suffixes[-2][1:]), 0)  # its builder is alive
-            continue
-        with contextlib.suppress(OSError):
-            left.unlink()
 
 
 def _fill(loader: Loader, wanted: Tensor, pixels: np.ndarray, progress: Progress | None) -> dict[int, str]:
@@ -154,10 +138,14 @@ def _mapped(file: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 def _take(loader: Loader, wanted: Tensor, pixels: np.ndarray, file: Path) -> None:
     try:
-        bad = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["bad"]
+        bad = json.loads(_facts(file).read_text(encoding="utf-8"))["bad"]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{file.with_suffix('.json')} is missing or damaged: remove {file}") from error
+        raise InputError(f"{_facts(file)} is missing or damaged: remove {file}") from error
     loader.keep(Kept(pixels, _rows(loader, wanted)), {int(index): reason for index, reason in bad.items()})
+
+
+def _facts(file: Path) -> Path:
+    return file.with_suffix(".json")
 
 
 def _rows(loader: Loader, wanted: Tensor) -> Tensor:

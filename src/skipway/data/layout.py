@@ -15,6 +15,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
+DATA_FILES = (".parquet", ".tar", ".zip", ".npz")  # might hold samples, so they are not passed over in silence
 LITTER = frozenset({"thumbs.db", "desktop.ini"})  # what operating systems leave behind
 
 
@@ -77,7 +78,7 @@ def arrange(
         if len(parts) > 1 and found and parts[0] not in found:
             bad[parts[0]] = f"stands beside {' and '.join(found)}, so it is passed over"
         elif len(parts) <= depth + 1:
-            if is_image_name(path):
+            if is_image_name(path) or path.lower().endswith(DATA_FILES):
                 bad[path] = "lies beside the class folders, not in one"
         elif not is_image_name(path):
             bad[path] = "not an image file"

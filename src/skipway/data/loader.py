@@ -16,7 +16,7 @@ from skipway.data.pool import Overrun, Pool, SharedArray, num_workers
 from skipway.data.preprocess import Preprocess
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
-from skipway.errors import ReadError
+from skipway.errors import ReadError, stopped_by
 
 CHUNK = 32  # images a task of a worker, at most
 AHEAD = 8  # tasks under way beyond the one waited for, at least
@@ -146,7 +146,7 @@ class Loader:
     def _note(self, index: int, reason: str) -> None:
         name = self.source.name(index)
         if self.spec.bad_files == "stop":
-            raise ReadError(name, f"{reason} (--bad-files skip leaves such files out)")
+            raise stopped_by({name: reason})
         self._known_bad[index] = self.bad[name] = reason
 
     def _substitute(self, substitutes: "_Substitutes", index: int) -> tuple[int, Tensor] | None:

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from skipway.data import deep, dicom, nifti
 from skipway.data.opened import Opened
-from skipway.data.reading import PHOTO_SUFFIXES, Header, Reading
+from skipway.data.reading import PHOTO_SUFFIXES, SCAN_SUFFIXES, Header, Reading
 from skipway.data.scan import Scan
 
-SUFFIXES = frozenset([".dcm", ".dicom", ".ima", ".nii", ".nii.gz"])
 _HEAD = 4096  # bytes that tell what a file is
 _MAGIC_AT = (344, 4)  # of NIfTI-1, of NIfTI-2
 
@@ -35,9 +34,9 @@ def is_scan(file: Path | bytes) -> bool:
     if isinstance(file, bytes):
         return bool(_kind(file[:_HEAD]))
     name = file.name.lower()
-    if name.endswith(tuple(SUFFIXES)):
+    if name.endswith(SCAN_SUFFIXES):
         return True
-    if name.endswith(tuple(PHOTO_SUFFIXES)):
+    if name.endswith(PHOTO_SUFFIXES):
         return False
     try:
         with open(file, "rb") as stream:

@@ -55,7 +55,11 @@ def _open(spec: DataSpec, fault: Callable[[str], None]) -> Source:
 
 
 def _open_folder(path: Path, spec: DataSpec, fault: Callable[[str], None]) -> Source:
-    """A folder: parquet or Arrow files, shards, or images."""
+    """A folder: images in class folders, whatever lies beside them; else parquet or Arrow files, or shards."""
+    from skipway.data.folder import holds_images, open_folder
+
+    if holds_images(path):
+        return open_folder(path, spec, fault=fault)
     if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
         from skipway.data.parquet import open_parquet
 
@@ -68,8 +72,6 @@ def _open_folder(path: Path, spec: DataSpec, fault: Callable[[str], None]) -> So
         from skipway.data.shards import open_shards
 
         return open_shards(spec)
-    from skipway.data.folder import open_folder
-
     return open_folder(path, spec, fault=fault)
 
 

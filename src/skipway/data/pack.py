@@ -22,17 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from skipway import randomness
-from skipway.data.decode import SUFFIXES, read_header
+from skipway.data.decode import read_header
 from skipway.data.files import FileSource
 from skipway.data.open import open_source
 from skipway.data.packed import NpySource, to_npy
+from skipway.data.reading import SUFFIXES, SUFFIXES_OF
 from skipway.data.shards import FACTS, FORMAT, UNFINISHED
 from skipway.data.source import Source, is_multilabel
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError, ReadError
-
-_SUFFIX_OF = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "GIF": "gif", "PPM": "ppm", "TIFF": "tif", "WEBP": "webp",
-              "DICOM": "dcm", "NIFTI": "nii"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def pack(
     out = Path(os.path.abspath(out))
     _check_place(out, spec.path)
     source = open_source(spec) if isinstance(data, str | Path | DataSpec) else data
-    writer = _Writer(source, int(shard_size_mb * 1e6), bad=dict(source.bad), stop=spec.bad_files == "stop")
+    writer = _Writer(source, max(int(shard_size_mb * 1e6), 1), bad=dict(source.bad), stop=spec.bad_files == "stop")
     beside = _make_beside(out)
     try:
         facts = {split: writer.split(split, part, beside, seed, console) for split, part in _splits(source).items()}
@@ -231,7 +229,7 @@ def _image(source: Source, index: int) -> tuple[bytes, str]:
         endings = [ending for ending in SUFFIXES if name.endswith(ending)]
         if endings:
             return data, max(endings, key=len)[1:]
-        return data, _SUFFIX_OF[read_header(data, source.name(index)).format]
+        return data, SUFFIXES_OF[read_header(data, source.name(index)).format][0][1:]
     image = source.read(index)
     if source.deep:
         return to_npy(image), "npy"

@@ -11,7 +11,7 @@ from torch import Tensor
 from skipway.data.files import FileSource
 from skipway.data.reading import Reading
 from skipway.data_spec import DataSpec
-from skipway.errors import ReadError
+from skipway.errors import ReadError, stopped_by
 
 
 def to_npy(image: Tensor) -> bytes:
@@ -55,8 +55,7 @@ def npy_source(source: FileSource, spec: DataSpec) -> NpySource:
         ReadError: the first cannot be read, or another was left out already and bad ones are to stop.
     """
     if source.bad and spec.bad_files == "stop":
-        name, reason = next(iter(source.bad.items()))
-        raise ReadError(name, f"{reason} (--bad-files skip leaves such files out)")
+        raise stopped_by(source.bad)
     first = from_npy(bytes(source.files.get(0)), source.name(0))
     made = replace(source, reading=Reading.of(spec, first.shape[0], deep=True), size=None)
     return NpySource(**{field.name: getattr(made, field.name) for field in fields(made)})

@@ -6,6 +6,7 @@ pixels are kept in a file of the cache, behind a name made of the files they cam
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,11 +185,11 @@ def _splits(
 
 
 def _fingerprint(files: Sequence[Path], image: str) -> str:
-    """Changes where the images may have: names, sizes, times, and what both ends of each file hold."""
+    """Changes where the images may have: places, sizes, times, and what both ends of each file hold."""
     digest = hashlib.sha256(image.encode())
     for file in files:
         facts = file.stat()
-        digest.update(f"\0{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+        digest.update(f"\0{os.path.abspath(file)}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
         with file.open("rb") as opened:
             digest.update(opened.read(ENDS))
             opened.seek(max(facts.st_size - ENDS, 0))

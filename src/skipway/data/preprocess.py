@@ -12,7 +12,7 @@ from skipway import randomness
 from skipway.data.reading import PHOTO, Reading
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
-from skipway.errors import InputError
+from skipway.errors import InputError, for_example
 
 if TYPE_CHECKING:
     from skipway.data.loader import Loader
@@ -194,7 +194,7 @@ def measure(loader: "Loader", train: Tensor) -> Preprocess:
         squares += values.square().sum((0, 2, 3))
         pixels += values[:, 0].numel()
     if not pixels:
-        raise InputError("none of the training images can be read")
+        raise InputError(f"none of the training images can be read{for_example(loader.bad)}")
     mean = total / pixels
     least = 1 / 255 if white == 255 else 1e-6
     std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=least)

@@ -4,8 +4,6 @@ The changes are those of training itself: the same loader, the same draws, norma
 """
 
 import dataclasses
-import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +22,8 @@ from skipway.data.preprocess import Preprocess, choose_size, normalised, plain
 from skipway.data.source import Source
 from skipway.data.split import make_splits
 from skipway.data_spec import AugmentSpec, DataSpec
-from skipway.errors import InputError, ReadError
+from skipway.errors import InputError, ReadError, for_example
+from skipway.figures import png, short
 
 ROWS, EPOCHS = 6, 6
 LOOKED_AT = 10_000  # images among which one of each class is looked for
@@ -114,8 +113,8 @@ def draw(spec: DataSpec, augment: AugmentSpec, seed: int) -> bytes:
     finally:
         loader.close()
     if batch is None:
-        raise InputError("none of the training images can be read")
-    title = f"{spec.path}: {len(source.classes)} classes, {len(train):,} training images"
+        raise InputError(f"none of the training images can be read{for_example(loader.bad)}")
+    title = f"{short(spec.path, 60)}: {len(source.classes)} classes, {len(train):,} training images"
     return _picture(_rows(source, batch, preprocess, changes), title, _footer(preprocess, augment), size)
 
 
@@ -164,7 +163,7 @@ def _share(target: Tensor, classes: tuple[str, ...]) -> str:
     """The two classes that count most, in percent; "" where it is one."""
     values, places = target.topk(min(2, len(target)))
     parts = [
-        f"{v:.0%} {_short(classes[i], 9)}" for v, i in zip(values.tolist(), places.tolist(), strict=True) if v > 0.005
+        f"{v:.0%} {short(classes[i], 9)}" for v, i in zip(values.tolist(), places.tolist(), strict=True) if v > 0.005
     ]
     return " + ".join(parts) if len(parts) > 1 else ""
 
@@ -222,8 +221,8 @@ def _picture(rows: list[Row], title: str, footer: list[str], size: int) -> bytes
     figure.add_artist(Line2D(ends, [1 - (TOP - 0.28) / height] * 2, color=QUIET, linewidth=0.6))
     for number, row in enumerate(rows):
         top = TOP + number * (CELL + 2 * GAP)
-        say(0.2, top + CELL / 2 - 0.09, _short(row.name, 16), bold=True)
-        say(0.2, top + CELL / 2 + 0.11, _short(row.file, 22), size=6.5, quiet=True)
+        say(0.2, top + CELL / 2 - 0.09, short(row.name, 16), bold=True)
+        say(0.2, top + CELL / 2 + 0.11, short(row.file, 22), size=6.5, quiet=True)
         low, high = _ends(row)
         for column, image in enumerate([row.original, row.fitted, *row.changed]):
             if image is None:
@@ -238,7 +237,7 @@ def _picture(rows: list[Row], title: str, footer: list[str], size: int) -> bytes
                 say(across(column) + CELL / 2, top + CELL + 0.07, row.shares[column - 2], size=5.5, quiet=True)
     for line, text in enumerate(footer):
         say(0.2, height - BOTTOM + 0.25 + 0.22 * line, text, size=8, quiet=True)
-    return _png(figure)
+    return png(figure)
 
 
 def _ends(row: Row) -> tuple[float, float]:
@@ -247,15 +246,3 @@ def _ends(row: Row) -> tuple[float, float]:
         return 0.0, 255.0
     low, high = np.quantile(row.fitted.numpy(), [0.005, 0.995]).tolist()
     return low, max(high, low + 1e-6)
-
-
-def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks shows boxes
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -1,11 +1,18 @@
 """How files become tensors, and what a file's header says before it is decoded."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from skipway.data_spec import DataSpec
 
-PHOTO_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"])
+SCANS = ("DICOM", "NIFTI")
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "BMP": (".bmp",), "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm"), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
+    "DICOM": (".dcm", ".dicom", ".ima"), "NIFTI": (".nii", ".nii.gz"),
+}  # fmt: skip
+SCAN_SUFFIXES = tuple(suffix for kind in SCANS for suffix in SUFFIXES_OF[kind])
+SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes))
+PHOTO_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix not in SCAN_SUFFIXES)
 MAX_PIXELS = 100_000_000  # of one image; more are refused before they are decoded
 
 
@@ -30,10 +37,6 @@ class Reading:
     def of(spec: DataSpec, channels: int = 3, *, deep: bool = False) -> "Reading":
         """What the spec says about reading."""
         return Reading(channels, deep, spec.window, spec.frame, spec.slice_axis)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 PHOTO = Reading()  # three channels, uint8

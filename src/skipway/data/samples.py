@@ -4,7 +4,6 @@ An image is one member, its label another: `.cls` (a number or a name), `.json` 
 flat arrays that are kept in the cache, keyed by the shards' paths, sizes and times.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -16,19 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from skipway.cache import cache_folder
+from skipway.cache import cache_folder, keep_arrays, kept_arrays
 from skipway.data.decode import is_image_name
 from skipway.data.files import Names
 from skipway.data.layout import is_litter
 from skipway.data.tar_index import BROKEN, DiskBytes, Members, check_end, digest, tar_members, unsafe
 
-FORMAT = "skipway-shards-index-1"
+FORMAT = "shards-index-2"
 LABELS = ("cls", "json", "txt")
 MAX_LABEL = 1 << 20  # bytes of a label member
 _KEY = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
@@ -205,26 +201,17 @@ def _save(kept: Path, made: Samples) -> None:
         "rows": made.rows, "names": made.names.blob, "ends": made.names.ends, "codes": made.codes,
         "groups": made.groups, "arrays": made.arrays,
     }  # fmt: skip
-    facts = {"format": FORMAT, "labels": json.dumps(made.labels), "bad": json.dumps(made.bad)}
-    beside = kept.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, beside, facts)
-        os.replace(beside, kept)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    keep_arrays(kept, arrays, {"labels": made.labels, "bad": made.bad})
 
 
 def _load(kept: Path) -> Samples | None:
-    if not kept.is_file():
+    found = kept_arrays(kept)
+    if found is None:
         return None
+    t, facts = found
     try:
-        with safe_open(kept, framework="pt") as file:
-            facts = file.metadata() or {}
-            t = {key: file.get_tensor(key).numpy() for key in file.keys()}  # noqa: SIM118
-        labels = [tuple(label) if isinstance(label, list) else label for label in json.loads(facts["labels"])]
-        names, bad = Names(t["names"], t["ends"]), json.loads(facts["bad"])
-        return Samples(t["rows"], names, t["codes"], t["groups"], t["arrays"], labels, bad)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        labels = [tuple(label) if isinstance(label, list) else label for label in facts["labels"]]
+        names = Names(t["names"], t["ends"])
+        return Samples(t["rows"], names, t["codes"], t["groups"], t["arrays"], labels, facts["bad"])
+    except (KeyError, TypeError):
         return None

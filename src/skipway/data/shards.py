@@ -28,7 +28,7 @@ from skipway.data.reading import Reading
 from skipway.data.samples import LABELS, Samples, is_image, key_and_extension, samples_of
 from skipway.data.tar_index import BROKEN, RAW, DiskBytes, MemberFiles, digest, tar_members
 from skipway.data_spec import DataSpec
-from skipway.errors import InputError
+from skipway.errors import InputError, for_example
 
 FACTS = "shards.json"
 FORMAT = "skipway-shards-1"
@@ -87,13 +87,14 @@ def open_shards(spec: DataSpec) -> FileSource:
         raise InputError(f"{error.filename}: {error.strerror}") from error
     bad = {**listed.bad, **found.bad}
     if not len(found.names):
-        example = "".join(f"; {name}: {reason}" for name, reason in list(bad.items())[:1])
-        raise InputError(f"{spec.path} holds no samples: each needs an image and a .cls, .json or .txt{example}")
+        raise InputError(
+            f"{spec.path} holds no samples: each needs an image and a .cls, .json or .txt{for_example(bad)}"
+        )
     classes, labels = _classes(found, listed.facts, spec.path)
     count = len(found.names)
     rows = np.empty((count, 6), np.int64)
     rows[:, :3], rows[:, 3], rows[:, 4], rows[:, 5] = found.rows, found.rows[:, 2], RAW, 0
-    sizes = [(path.stat().st_size, path.stat().st_mtime_ns) for path in listed.paths]
+    sizes = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in listed.paths]
     files = MemberFiles(DiskBytes(listed.paths), rows, found.names, digest(rows, found.names.blob, sizes))
     groups = group_by_name(found.names, spec.group) if spec.group else _groups(found)
     splits = _splits(listed, rows[:, 0], bad)

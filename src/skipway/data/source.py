@@ -122,6 +122,12 @@ def usable(source: Source) -> Tensor:
     return torch.cat(list(source.splits.values())).sort().values if source.splits else torch.arange(len(source))
 
 
+def only(splits: dict[str, Tensor], good: Tensor) -> dict[str, Tensor]:
+    """The splits without the samples that are not good, (N,) bool, and without splits that are left empty."""
+    kept = {name: part[good[part]] for name, part in splits.items()}
+    return {name: part for name, part in kept.items() if len(part)}
+
+
 def consecutive(counts: dict[str, int]) -> dict[str, Tensor]:
     """Splits that lie one behind the other: {"train": 3, "test": 2} -> indices 0..2 and 3..4."""
     splits, start = {}, 0

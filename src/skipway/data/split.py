@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from skipway import randomness
-from skipway.data.source import Source
+from skipway.data.source import Source, usable
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError
 
@@ -148,7 +148,7 @@ def _strata(labels: Tensor) -> Tensor:
 def write_split(source: Source, splits: Splits) -> bytes:
     """The split as a table of `name,split`, for the run folder and for other runs."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)  # else a lone \r is bare
     writer.writerow(["name", "split"])
     for split, part in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
         writer.writerows([source.name(index), split] for index in ([] if part is None else part.tolist()))
@@ -156,7 +156,7 @@ def write_split(source: Source, splits: Splits) -> bytes:
 
 
 def read_split(path: Path, source: Source) -> Splits:
-    """The split that a file names; images of the source that it does not name are in none.
+    """The split that a file names; images that it does not name are in none, nor are those that cannot be used.
 
     Raises:
         InputError: no such table, a name twice, a name that the data lacks, or no train or val.
@@ -169,6 +169,8 @@ def read_split(path: Path, source: Source) -> Splits:
     if not rows or rows[0] != ["name", "split"] or any(len(row) != 2 for row in rows):
         raise InputError(f"{path} is no split file: a table of two columns, name and split, as in a run's split.csv")
     where = {source.name(index): index for index in range(len(source))}
+    good = torch.zeros(len(source), dtype=torch.bool)
+    good[usable(source)] = True  # the others are left out, or cannot be read
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     seen: set[str] = set()
     for name, split in rows[1:]:
@@ -179,7 +181,8 @@ def read_split(path: Path, source: Source) -> Splits:
         if name not in where:
             raise InputError(f"{path} names {name}, which the data lacks (it was there when the split was made)")
         seen.add(name)
-        parts[split].append(where[name])
+        if good[where[name]]:
+            parts[split].append(where[name])
     if not parts["train"] or not parts["val"]:
         raise InputError(f"{path} names no {'validation' if parts['train'] else 'training'} images")
     tensors = {name: torch.tensor(part) for name, part in parts.items()}

@@ -5,7 +5,6 @@ Paths count from the table's folder. A table is the user's own, so a path may le
 
 import contextlib
 import csv
-import hashlib
 import itertools
 import json
 import os
@@ -20,7 +19,8 @@ import torch
 
 from skipway.data.columns import Cells, Column, named
 from skipway.data.files import DiskFiles, Names, file_source
-from skipway.data.folder import group_by_name
+from skipway.data.folder import fingerprint, group_by_name
+from skipway.data.index import EMPTY
 from skipway.data.labels import IMAGES, SPLITS, find_labels, find_splits, make_groups, make_labels
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
@@ -88,7 +88,7 @@ def _open(table: Table, spec: DataSpec) -> Source:
         raise InputError(f"no row of {table.path} has both an image and a label")
     codes = columns[image].codes[rows]
     names = Names.of(columns[image].values[code] for code in codes)
-    digest = hashlib.sha256(names.blob.tobytes() + stats[codes].tobytes()).hexdigest()
+    digest = fingerprint(table.path.parent, names, stats[codes])
     groups = make_groups(columns[spec.group].at(rows)) if by_column else None
     if spec.group and not by_column:
         groups = group_by_name(names, spec.group)
@@ -169,7 +169,7 @@ def _look(folder: Path, name: Any, image: Column) -> tuple[tuple[int, int], str]
         return (0, 0), "no such file" if missing else getattr(error, "strerror", None) or "no path that can be"
     if not stat.S_ISREG(facts.st_mode):
         return (0, 0), "not a regular file"
-    return (facts.st_size, facts.st_mtime_ns), "" if facts.st_size else "empty (0 bytes)"
+    return (facts.st_size, facts.st_mtime_ns), "" if facts.st_size else EMPTY
 
 
 def _is_file(folder: Path, name: str) -> bool:

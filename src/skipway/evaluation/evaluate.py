@@ -1,6 +1,7 @@
 """The verb: how good a run's network is, on its own data or on other data."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def evaluate(
         source = open_source(spec)
     except InputError as error:
         if data is None:  # the run may come from another machine or folder
-            raise InputError(f"the run's own data: {error}. Name the data: skipway evaluate RUN DATA") from error
+            here = "" if os.path.isabs(spec.path) else " (as seen from where the run was started)"
+            raise InputError(f"the run's own data{here}: {error}. Name the data: skipway evaluate RUN DATA") from error
         raise
     parts = _parts(source, spec, foreign=data is not None)
     chosen = split or next(name for name in ("test", "val", "all") if name in parts)
@@ -97,9 +99,9 @@ def evaluate(
 def _spec(own: DataSpec, run: Path, data: str | Path | None) -> DataSpec:
     """What to open: other data without what names images of the run's own, or those, split as they were."""
     if data is not None:
-        return dataclasses.replace(own, path=str(data), exclude="", split_file="", folds=0, fold=0)
+        return dataclasses.replace(own, path=str(data), group="", exclude="", split_file="", folds=0, fold=0)
     written = run / "split.csv"
-    return dataclasses.replace(own, split_file=str(written)) if written.is_file() else own
+    return dataclasses.replace(own, split_file=str(written), group="", folds=0, fold=0) if written.is_file() else own
 
 
 def _evaluation(

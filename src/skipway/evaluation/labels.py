@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipway.evaluation.metrics import Mistake, short
+from skipway.evaluation.metrics import Mistake
 from skipway.evaluation.thresholds import average_precision, best_threshold, cuts, mean, ratio
+from skipway.figures import short
 
 
 @dataclass(frozen=True)

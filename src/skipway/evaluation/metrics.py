@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from skipway.evaluation.thresholds import auroc, average_precision, cuts, mean, ratio
+from skipway.figures import short
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,3 @@ class Scores:
             truth, said = short(classes[int(self.labels[i])]), short(classes[int(predicted[i])])
             found.append(Mistake(int(self.indices[i]), (truth, f"named {said} {confidence[i]:.0%}")))
         return f"{len(wrong)} of {len(self.labels)} wrong", found
-
-
-def short(name: str) -> str:
-    """A name with room for 16 letters."""
-    return name if len(name) <= 16 else name[:15] + "…"

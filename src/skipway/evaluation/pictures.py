@@ -1,7 +1,5 @@
 """Pictures of a run: how the loss fell, and where the network is most wrong."""
 
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from skipway.errors import ReadError
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.task import OneLabel, Task
+from skipway.figures import png
 
 TRAIN, VAL, BEST, QUIET = "#0072b2", "#d55e00", "#009e73", "#777777"  # told apart by the colour-blind too
 
@@ -58,7 +57,7 @@ def curves(
         axes.set_title(name, fontsize=10)
     loss.legend(frameon=False, fontsize=8)
     accuracy.legend(frameon=False, fontsize=8, loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def mistakes(
@@ -90,7 +89,7 @@ def mistakes(
             continue
         axes.imshow(_shown(image).permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title("\n".join(mistake.lines), fontsize=8, parse_math=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _shown(image: Tensor) -> Tensor:
@@ -112,11 +111,3 @@ def _readable(source: Source, index: int) -> Tensor | None:
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks shows boxes
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()

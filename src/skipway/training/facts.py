@@ -20,13 +20,14 @@ def data_facts(plan: Plan) -> dict[str, Any]:
     return {"num_images": sum(map(len, parts)), "labels_sha256": digest.hexdigest()}
 
 
-def bad_files_note(bad: Mapping[str, str]) -> list[str]:
-    """One sentence for the files that were left out; nothing where there are none."""
+def bad_files_note(bad: Mapping[str, str], way: str) -> list[str]:
+    """One sentence for the files that cannot be read, by what --bad-files says; nothing where there are none."""
     if not bad:
         return []
     shown = [f"{name} ({reason})" for name, reason in list(bad.items())[:5]]
     more = f", and {len(bad) - 5} more (all in summary.json)" if len(bad) > 5 else ""
-    return [f"left out {len(bad)} file{'s' if len(bad) > 1 else ''} that cannot be read: {', '.join(shown)}{more}"]
+    done = "left out, or replaced in batches," if way == "replace" else "left out"
+    return [f"{done} {len(bad)} file{'s' if len(bad) > 1 else ''} that cannot be read: {', '.join(shown)}{more}"]
 
 
 def doctor_notes(source: Source, spec: DataSpec) -> list[str]:

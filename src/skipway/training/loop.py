@@ -24,7 +24,7 @@ from skipway.data.preprocess import plain
 from skipway.data.sampler import make_sampler
 from skipway.data.source import is_multilabel
 from skipway.data.split import write_split
-from skipway.errors import InputError, ReadError
+from skipway.errors import InputError, ReadError, for_example
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
@@ -105,7 +105,7 @@ class Trainer:
         spec = self.spec
         parameters = sum(p.numel() for p in self.network.parameters())
         title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.run.folder}"
-        notes = self.notes + bad_files_note(self.loader.bad)
+        notes = self.notes + bad_files_note(self.loader.bad, spec.data.bad_files)
         if self.position.epoch:
             notes.append(f"going on after epoch {self.position.epoch}")
         view = View(
@@ -125,7 +125,7 @@ class Trainer:
                         self._epoch(epoch, view, stop)
                         new = {name: why for name, why in self.loader.bad.items() if name not in told}
                         told |= set(new)
-                        for note in bad_files_note(new):
+                        for note in bad_files_note(new, spec.data.bad_files):
                             view.say(f"  {note}", style="yellow")
             except StopRequested:
                 self._stop(view)
@@ -195,7 +195,7 @@ class Trainer:
             view.step(loss, seen / (time.perf_counter() - started))
         stop.check()
         if not losses:
-            raise InputError("none of the training images can be read")
+            raise InputError(f"none of the training images can be read{for_example(self.train_loader.bad)}")
         return losses, lrs, right, seen
 
     def _step(self, batch: Batch, epoch: int, step: int, lr: float) -> tuple[Tensor, Tensor]:

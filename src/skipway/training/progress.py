@@ -38,7 +38,7 @@ class View:
         console: Console | None = None,
         task: Task | None = None,
     ):
-        self.console, self.task = console or Console(), task or OneLabel()
+        self.console, self.task = console or Console(emoji=False), task or OneLabel()
         self.epochs, self.steps, self.done = epochs, steps, done
         self._bars = Progress(
             TextColumn("{task.description:>16}"),

@@ -66,7 +66,7 @@ def train(
         trust_code = trust_code or bool(network) or "name" in changes  # named here
     check_trust(asked.network, trust_code=trust_code)
     trust(asked.network)
-    console = console or Console()
+    console = console or Console(emoji=False)
     with console.status(Text(f"reading {asked.data.path}")):
         plan = _plan(asked, Path(out) if out else None)
     place = find_place(plan.spec, Path(out) if out else None)
