@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from skipway.data.augment import Augment
-from skipway.data.crop import source_size
+from skipway.data.augmentation.augment import Augment
+from skipway.data.augmentation.crop import source_size
+from skipway.data.images.reading import Reading
 from skipway.data.loader import Batch
 from skipway.data.preprocess import Preprocess
-from skipway.data.reading import Reading
 from skipway.spec import AugmentSpec
 from skipway.training.machine import keep_freed_memory
 

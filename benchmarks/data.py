@@ -28,10 +28,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from skipway import randomness
-from skipway.data.augment import Augment
-from skipway.data.folder import open_folder
+from skipway.data.augmentation.augment import Augment
 from skipway.data.loader import Loader, make_loader
 from skipway.data.preprocess import plain
+from skipway.data.sources.folder import open_folder
 from skipway.spec import AugmentSpec, DataSpec
 from skipway.training.machine import keep_freed_memory
 

@@ -21,10 +21,10 @@ from PIL import Image
 
 from skipway import randomness
 from skipway.cache import cache_folder
-from skipway.data import index
 from skipway.data.loader import Loader
 from skipway.data.open import open_source
 from skipway.data.preprocess import measure, plain
+from skipway.data.sources import index
 from skipway.spec import DataSpec
 from skipway.training.machine import keep_freed_memory
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from skipway.data.doctor import doctor
+from skipway.data.doctor.examine import doctor
 from skipway.data.source import Source
 
 SEED, ROWS, COLUMNS, SIDE, GAP = 1902, 10, 10, 48, 8  # SEED: of the paper, arXiv:1902.00423

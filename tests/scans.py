@@ -12,9 +12,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from skipway.data.decode import decode
+from skipway.data.images.decode import decode
+from skipway.data.images.reading import Reading
 from skipway.data.preprocess import Preprocess
-from skipway.data.reading import Reading
 
 DEEP = Reading(1, deep=True)
 FULL = Reading(1, deep=True, window="full")

@@ -14,10 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skipway.data.doctor import Diagnosis, doctor
-    from skipway.data.doctor_case import Finding
-    from skipway.data.pack import Packed, pack
+    from skipway.data.doctor.case import Finding
+    from skipway.data.doctor.examine import Diagnosis, doctor
     from skipway.data.preview import preview
+    from skipway.data.sources.pack import Packed, pack
     from skipway.errors import InputError, ReadError
     from skipway.evaluation.evaluate import Evaluation, evaluate
     from skipway.foreign_spec import ForeignSpec
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "data.doctor": ("Diagnosis", "doctor"),
-    "data.doctor_case": ("Finding",),
-    "data.pack": ("Packed", "pack"),
+    "data.doctor.examine": ("Diagnosis", "doctor"),
+    "data.doctor.case": ("Finding",),
+    "data.sources.pack": ("Packed", "pack"),
     "data.preview": ("preview",),
     "errors": ("InputError", "ReadError"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),

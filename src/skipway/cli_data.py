@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from skipway.flags import DataFlags, PreviewFlags, settings_of
 
 if TYPE_CHECKING:
-    from skipway.data.doctor import Diagnosis
+    from skipway.data.doctor.examine import Diagnosis
     from skipway.data_spec import DataSpec
 
 console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
@@ -53,7 +53,7 @@ def doctor(
     """
     from skipway import tables
     from skipway.data import exclude
-    from skipway.data.doctor_report import check_place, write_report
+    from skipway.data.doctor.report import check_place, write_report
     from skipway.data_spec import DataSpec
 
     spec = DataSpec(path=data, **settings_of(flags, None).get("data", {}))
@@ -78,7 +78,7 @@ def doctor(
 
 def _examined(spec: "DataSpec") -> "Diagnosis":
     """The diagnosis; on a terminal, bars on standard error meanwhile."""
-    from skipway.data.doctor import doctor as examine
+    from skipway.data.doctor.examine import doctor as examine
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     silent = not sys.stderr.isatty()
@@ -124,7 +124,7 @@ def pack(
     seed
         Of the deal of samples to shards.
     """
-    from skipway.data.pack import pack as write
+    from skipway.data.sources.pack import pack as write
     from skipway.data_spec import DataSpec
 
     spec = DataSpec(path=data, **settings_of(flags, None).get("data", {}))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from skipway.data.doctor import Diagnosis
+    from skipway.data.doctor.examine import Diagnosis
     from skipway.evaluation.evaluate import Evaluation
     from skipway.evaluation.labels import LabelReport
     from skipway.nn.description import Description, LayerRow
@@ -195,7 +195,7 @@ SHOWN_FILES = 3
 
 def diagnosis(found: "Diagnosis") -> Group:
     """Findings, the worst first, each with some files and what to do; then the verdict."""
-    from skipway.data.doctor_case import counted, shown
+    from skipway.data.doctor.case import counted, shown
 
     lines: list[Any] = []
     for finding in found.findings:

@@ -7,11 +7,11 @@ from conftest import make_photos
 from PIL import Image
 
 from skipway.data.files import FileSource
-from skipway.data.folder import open_folder
+from skipway.data.images.reading import Reading
 from skipway.data.loader import Loader, make_loader
 from skipway.data.preprocess import Preprocess, choose_size, measure, plain
-from skipway.data.reading import Reading
 from skipway.data.source import ArraySource
+from skipway.data.sources.folder import open_folder
 from skipway.errors import InputError, ReadError
 from skipway.spec import DataSpec
 

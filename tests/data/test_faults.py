@@ -15,11 +15,12 @@ from conftest import TINY, TINY_FLAGS, make_photos, save_image
 from PIL import Image
 
 import skipway as package
-from skipway.data import files, index
+from skipway.data import files
 from skipway.data.keep import cache_file
 from skipway.data.loader import make_loader
 from skipway.data.open import open_source
 from skipway.data.preprocess import plain
+from skipway.data.sources import index
 from skipway.data.split import make_splits, write_split
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError
@@ -120,7 +121,7 @@ def test_evaluate_needs_no_groups_of_other_data(tmp_path):
 
 def test_the_index_looks_again_at_what_was_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "HEADERS_UP_TO", 10)
-    monkeypatch.setattr("skipway.data.folder.HEADERS_UP_TO", 10)
+    monkeypatch.setattr("skipway.data.sources.folder.HEADERS_UP_TO", 10)
     root = make_photos(tmp_path / "p", num=10)
     (root / "ants" / "zbad.png").touch()
     (root / "ants" / "zgone.png").symlink_to(tmp_path / "later.png")

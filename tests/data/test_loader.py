@@ -12,12 +12,12 @@ from conftest import make_photos, save_image
 
 from skipway import randomness
 from skipway.data import keep, pool
-from skipway.data.augment import Augment
+from skipway.data.augmentation.augment import Augment
 from skipway.data.files import FileSource
-from skipway.data.folder import open_folder
 from skipway.data.keep import cache_file, keep_decoded
 from skipway.data.loader import Loader, make_loader
 from skipway.data.preprocess import Preprocess, plain
+from skipway.data.sources.folder import open_folder
 from skipway.data_spec import AugmentSpec, DataSpec
 from skipway.errors import InputError, ReadError
 

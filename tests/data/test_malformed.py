@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import TINY_FLAGS, save_image
 
-from skipway.data.folder import open_folder
 from skipway.data.loader import Loader
 from skipway.data.pool import MEMORY_LIMIT, TIME_LIMIT_S
 from skipway.data.preprocess import plain
+from skipway.data.sources.folder import open_folder
 from skipway.data_spec import DataSpec
 from skipway.run import Run
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skipway
-from skipway.data.decode import decode
+from skipway.data.images.decode import decode
+from skipway.data.images.reading import Reading
 from skipway.data.loader import Batch
 from skipway.data.preprocess import Preprocess
-from skipway.data.reading import Reading
 from skipway.data.source import ArraySource
 from skipway.errors import InputError
 from skipway.evaluation.metrics import Scores

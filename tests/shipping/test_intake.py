@@ -10,10 +10,10 @@ from conftest import make_photos, save_image
 from PIL import Image
 
 from skipway.data import pool
-from skipway.data.decode import decode
+from skipway.data.images.decode import decode
+from skipway.data.images.reading import PHOTO, Reading
 from skipway.data.pool import Pool
 from skipway.data.preprocess import Preprocess
-from skipway.data.reading import PHOTO, Reading
 from skipway.errors import ReadError
 from skipway.shipping import intake
 from skipway.shipping.intake import read_files

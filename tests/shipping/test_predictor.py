@@ -7,9 +7,9 @@ from conftest import save_image
 from PIL import Image
 
 import skipway
-from skipway.data.decode import decode
+from skipway.data.images.decode import decode
+from skipway.data.images.reading import Reading
 from skipway.data.pool import Pool
-from skipway.data.reading import Reading
 from skipway.errors import InputError, ReadError
 from skipway.shipping.predictor import Prediction
 from skipway.shipping.select import find_images

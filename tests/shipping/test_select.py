@@ -1,6 +1,6 @@
 import pytest
 
-from skipway.data.reading import SUFFIXES
+from skipway.data.images.reading import SUFFIXES
 from skipway.shipping.select import find_images
 
 

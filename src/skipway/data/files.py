@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.decode import decode, read_header, warm_up
+from skipway.data.images.decode import decode, read_header, warm_up
+from skipway.data.images.reading import PHOTO, SCANS, Header, Reading
 from skipway.data.pool import Overrun, Pool, num_workers
-from skipway.data.reading import PHOTO, SCANS, Header, Reading
 from skipway.data.source import only
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError, ReadError, for_example, stopped_by

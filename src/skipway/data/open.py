@@ -6,8 +6,8 @@ from pathlib import Path
 
 from skipway.data.builtin import BUILTIN
 from skipway.data.exclude import without
-from skipway.data.layout import refuse
 from skipway.data.source import Source
+from skipway.data.sources.layout import refuse
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError, unknown
 
@@ -40,11 +40,11 @@ def _open(spec: DataSpec, fault: Callable[[str], None]) -> Source:
     if spec.path in BUILTIN:
         return BUILTIN[spec.path]()
     if spec.path.startswith("torchvision:"):
-        from skipway.data.torchvision_sets import open_torchvision
+        from skipway.data.sources.torchvision_sets import open_torchvision
 
         return open_torchvision(spec)
     if "://" in spec.path or ("{" in spec.path and ".." in spec.path):
-        from skipway.data.shards import open_shards
+        from skipway.data.sources.shards import open_shards
 
         return open_shards(spec)
     path = Path(os.path.expanduser(spec.path))
@@ -56,20 +56,20 @@ def _open(spec: DataSpec, fault: Callable[[str], None]) -> Source:
 
 def _open_folder(path: Path, spec: DataSpec, fault: Callable[[str], None]) -> Source:
     """A folder: images in class folders, whatever lies beside them; else parquet or Arrow files, or shards."""
-    from skipway.data.folder import holds_images, open_folder
+    from skipway.data.sources.folder import holds_images, open_folder
 
     if holds_images(path):
         return open_folder(path, spec, fault=fault)
     if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
-        from skipway.data.parquet import open_parquet
+        from skipway.data.sources.parquet import open_parquet
 
         return open_parquet(path, spec)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        from skipway.data.parquet import open_saved
+        from skipway.data.sources.parquet import open_saved
 
         return open_saved(path, spec)
     if any(path.glob("*.tar")) or any(path.glob("*/*.tar")):
-        from skipway.data.shards import open_shards
+        from skipway.data.sources.shards import open_shards
 
         return open_shards(spec)
     return open_folder(path, spec, fault=fault)
@@ -79,20 +79,20 @@ def _open_file(path: Path, spec: DataSpec, fault: Callable[[str], None]) -> Sour
     """A file: a table, arrays, an archive, or one shard."""
     name = path.name.lower()
     if name.endswith(TABLES):
-        from skipway.data.table import open_table
+        from skipway.data.sources.table import open_table
 
         return open_table(path, spec)
     if name.endswith(".npz"):
-        from skipway.data.arrays import open_arrays
+        from skipway.data.sources.arrays import open_arrays
 
         return open_arrays(path, spec)
     if name.endswith(".tar"):
-        from skipway.data.shards import is_shard, open_shards
+        from skipway.data.sources.shards import is_shard, open_shards
 
         if is_shard(path):
             return open_shards(spec)
     if name.endswith(ARCHIVES):
-        from skipway.data.archive import open_archive
+        from skipway.data.sources.archive import open_archive
 
         return open_archive(path, spec, fault=fault)
     kinds = ", ".join([*TABLES, ".npz", *ARCHIVES])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipway import randomness
-from skipway.data.reading import PHOTO, Reading
+from skipway.data.images.reading import PHOTO, Reading
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError, for_example

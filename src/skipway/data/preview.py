@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from skipway import randomness
-from skipway.data.augment import Augment, unnormalised
-from skipway.data.crop import source_size
+from skipway.data.augmentation.augment import Augment, unnormalised
+from skipway.data.augmentation.crop import source_size
 from skipway.data.loader import Batch, make_loader
 from skipway.data.open import open_source
 from skipway.data.preprocess import Preprocess, choose_size, normalised, plain

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from skipway.data.reading import Reading
+from skipway.data.images.reading import Reading
 
 
 class Source(Protocol):

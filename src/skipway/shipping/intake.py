@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.decode import decode, warm_up
+from skipway.data.images.decode import decode, warm_up
 from skipway.data.pool import Overrun, Pool, num_workers
 from skipway.data.preprocess import Preprocess
 from skipway.errors import ReadError

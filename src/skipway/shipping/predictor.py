@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from skipway.data import deep
-from skipway.data.decode import decode, from_pil
+from skipway.data.images import deep
+from skipway.data.images.decode import decode, from_pil
 from skipway.errors import InputError, ReadError
 from skipway.run import Model, load_model
 from skipway.shipping.intake import read_files

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipway.data.decode import is_image_name
+from skipway.data.images.decode import is_image_name
 from skipway.errors import InputError
 
 

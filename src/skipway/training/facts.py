@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from skipway.data.doctor import quick_doctor
+from skipway.data.doctor.examine import quick_doctor
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
 from skipway.training.plan import Plan

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.prompt import Confirm
 from torch import Tensor
 
-from skipway.data.crop import source_size
+from skipway.data.augmentation.crop import source_size
 from skipway.data.loader import Loader, make_loader
 from skipway.data.preprocess import Preprocess, normalised
 from skipway.training.plan import Plan

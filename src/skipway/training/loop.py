@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from skipway import randomness
-from skipway.data.augment import Augment
+from skipway.data.augmentation.augment import Augment
 from skipway.data.loader import Batch
 from skipway.data.preprocess import plain
 from skipway.data.sampler import make_sampler

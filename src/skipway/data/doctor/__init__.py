@@ -1,0 +1,1 @@
+"""What is wrong with a data set, told before the first epoch."""

@@ -1,0 +1,1 @@
+"""Data sets of every kind, each a file that makes a Source."""
