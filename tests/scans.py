@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pydicom
 import torch
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
@@ -17,7 +18,16 @@ from skipway.data.images.reading import Reading
 from skipway.data.preprocess import Preprocess
 
 DEEP = Reading(1, deep=True)
+FLIPS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), max_size=4)  # places, bits
 FULL = Reading(1, deep=True, window="full")
+
+
+def damaged(whole: bytes, flips: list[tuple[int, int]], cut: float) -> tuple[bytes, bytes]:
+    """A file with some bits flipped, and its beginning, of that share."""
+    content = bytearray(whole)
+    for place, bit in flips:
+        content[place % len(content)] ^= 1 << bit
+    return bytes(content), bytes(content[: int(cut * len(content))])
 
 
 def reaches_network(file: bytes | Path, how: Reading = DEEP) -> np.ndarray:

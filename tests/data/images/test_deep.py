@@ -15,6 +15,7 @@ from conftest import TINY_FLAGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from scans import FLIPS, damaged
 
 import skipway as package
 from skipway.data.images import deep
@@ -300,15 +301,9 @@ FILES: dict[str, bytes] = {
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), max_size=4), st.data()
-)
-def test_damaged_files_give_an_image_or_a_read_error(kind, flips, data):
-    damaged = bytearray(FILES[kind])
-    for place, bit in flips:
-        damaged[place % len(damaged)] ^= 1 << bit
-    cut = data.draw(st.integers(0, len(damaged)))
-    for content in (bytes(damaged), bytes(damaged[:cut])):
+@given(st.sampled_from(sorted(FILES)), FLIPS, st.floats(0, 1))
+def test_damaged_files_give_an_image_or_a_read_error(kind, flips, cut):
+    for content in damaged(FILES[kind], flips, cut):
         try:
             image = decode(content, Reading(3, deep=True))
         except ReadError:

@@ -48,7 +48,7 @@ details{margin:.3rem 0}ul.files{font:.8rem/1.5 ui-monospace,monospace;overflow-w
 table{border-collapse:collapse;width:100%}td{padding:2px 8px 2px 0;vertical-align:middle;font-size:.85rem}
 td.name{max-width:16rem;overflow-wrap:anywhere}td.bars{width:60%}
 .bar{height:12px;display:inline-block;background:var(--bar)}.bar.b1{background:var(--bar2)}
-.bar.b2{background:var(--bar3)}
+.bar.b2{background:var(--bar3)}.bar.key{width:12px;margin:0 .4em 0 .8em}
 """
 
 
@@ -120,7 +120,8 @@ def _finding(finding: Finding, pictures: dict[int, str]) -> Iterator[str]:
 def _class_bars(classes: dict[str, dict[str, int]]) -> Iterator[str]:
     splits = list(dict.fromkeys(split for counts in classes.values() for split in counts))
     most = max([1, *(sum(counts.values()) for counts in classes.values())])
-    yield f'<h2>Images of each class</h2><p class="soft">{" | ".join(splits)}</p><table>'
+    legend = "".join(f'<span class="bar key b{place % 3}"></span>{_safe(split)}' for place, split in enumerate(splits))
+    yield f'<h2>Images of each class</h2><p class="soft">{legend}</p><table>'
     for name, counts in list(classes.items())[:CLASSES]:
         bars = "".join(
             f'<span class="bar b{place % 3}" title="{_safe(split)} {counts.get(split, 0)}" '
