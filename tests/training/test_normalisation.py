@@ -128,11 +128,15 @@ def test_other_depth_than_the_given_runs_is_measured_and_said(trained, photos, t
     pixels = [np.array(Image.open(path)) for path in (tmp_path / "scans").rglob("*.png")]
     assert deep.preprocess.mean[0] == pytest.approx(np.mean(pixels) / 65535, abs=0.01)  # train is nine tenths of it
     (note,) = normalisation_notes(deep)
-    assert note.endswith(f"not those of {trained.folder}: these images have more than 8 bits")
+    assert note.endswith(f"not those of {trained.folder}: those are of images of another depth or window")
     back = start(photos, deep.folder, tmp_path / "back")
     (note,) = normalisation_notes(back)
-    assert note.endswith(f"not those of {deep.folder}: its images have more than 8 bits, these do not")
+    assert note.endswith(f"not those of {deep.folder}: those are of images of another depth or window")
     assert back.preprocess.channels == 3
+    same = start(save_deep(tmp_path / "more scans"), deep.folder, tmp_path / "same")
+    assert same.preprocess == deep.preprocess
+    (note,) = normalisation_notes(same)
+    assert note.startswith(f"normalised by that of {deep.folder}")
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ class Loader:
         self.bad: dict[str, str] = dict(source.bad)
         self._kept: Kept | None = None
         self._reader: _Reader | None = None
+        self._single: Pool | None = None  # reads what stands in for a bad file
         self._known_bad: dict[int, str] = {}  # index -> reason, found while reading
 
     @property
@@ -100,7 +101,7 @@ class Loader:
         Raises:
             ReadError: a file cannot be read and bad files are to stop.
         """
-        substitutes = _Substitutes(self.source, order) if self.spec.bad_files == "replace" else None
+        replace_bad = self.spec.bad_files == "replace"
         for indices, images, errors in self.fitted(order, batch_size):
             for place, reason in errors.items():
                 self._note(int(indices[place]), reason)
@@ -108,7 +109,7 @@ class Loader:
                 images, indices = images.clone(), indices.clone()
                 good = torch.ones(len(indices), dtype=torch.bool)
                 for place in errors:
-                    found = self._substitute(substitutes, int(indices[place])) if substitutes else None
+                    found = self._substitute(order, int(indices[place])) if replace_bad else None
                     if found is None:
                         good[place] = False
                     else:
@@ -127,7 +128,9 @@ class Loader:
         """End the processes."""
         if self._reader:
             self._reader.pool.close()
-            self._reader = None
+        if self._single:
+            self._single.close()
+        self._reader = self._single = None
 
     def fitted(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
         """(indices, images, {place in the batch: why it is bad}) for each batch, as it comes."""
@@ -149,41 +152,28 @@ class Loader:
             raise stopped_by({name: reason})
         self._known_bad[index] = self.bad[name] = reason
 
-    def _substitute(self, substitutes: "_Substitutes", index: int) -> tuple[int, Tensor] | None:
-        """Another image of the same label, by (index): always the same one. None where there is none."""
-        for other in substitutes.of(index):
+    def _substitute(self, order: Tensor, index: int) -> tuple[int, Tensor] | None:
+        """Another image of the same label out of `order`, by a draw of the index's own; None where there is none."""
+        labels = self.source.labels
+        same = labels[order] == labels[index]
+        members = order[same if same.ndim == 1 else same.all(1)].unique()
+        for other in randomness.order(members[members != index], seed=index, epoch=0)[:CANDIDATES].tolist():
             if other in self._known_bad:
                 continue
-            for indices, images, errors in self._fitted_alone(other):
-                if not errors:
-                    return int(indices[0]), images[0]
-                self._note(other, errors[0])
+            image = self._alone(other)
+            if isinstance(image, Tensor):
+                return other, image
+            self._note(other, image)
         return None
 
-    def _fitted_alone(self, index: int) -> list[tuple[Tensor, Tensor, dict[int, str]]]:
-        """One image, outside the order."""
-        indices = torch.tensor([index])
+    def _alone(self, index: int) -> Tensor | str:
+        """One image outside the order, (C, S, S), or why it cannot be read."""
         if self._kept is not None and self._kept.has(index):
-            return [(indices, self._kept.take(indices), {})]
-        with Pool(_Fit(self.source, self.preprocess), workers=min(num_workers(self.spec.workers), 1)) as pool:
-            [[result]] = pool.map([[index]])
-        if isinstance(result, (ReadError, Overrun)):
-            return [(indices, torch.empty(0), {0: result.reason})]
-        return [(indices, torch.from_numpy(result).permute(2, 0, 1)[None], {})]
-
-
-class _Substitutes:
-    """Which images may stand in for a bad one."""
-
-    def __init__(self, source: Source, order: Tensor):
-        self._labels, self._pool = source.labels, order.unique()
-
-    def of(self, index: int) -> list[int]:
-        """Images of the same label in the order of this index's own draw."""
-        labels = self._labels[self._pool]
-        same = labels == self._labels[index] if labels.ndim == 1 else (labels == self._labels[index]).all(1)
-        members = self._pool[same]
-        return randomness.order(members[members != index], seed=index, epoch=0)[:CANDIDATES].tolist()
+            return self._kept.take(torch.tensor([index]))[0]
+        if self._single is None:
+            self._single = Pool(_Fit(self.source, self.preprocess), workers=min(num_workers(self.spec.workers), 1))
+        [[result]] = self._single.map([[index]])
+        return result.reason if isinstance(result, ReadError | Overrun) else torch.from_numpy(result).permute(2, 0, 1)
 
 
 def read_fitted(source: Source, preprocess: Preprocess, index: int) -> Tensor:

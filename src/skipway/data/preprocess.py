@@ -124,24 +124,36 @@ def choose_size(source: Source, asked: int) -> tuple[int, str]:
 
 
 def plain(source: Source, spec: DataSpec, image_size: int) -> Preprocess:
-    """Preprocessing before anything was measured: as the spec says, at a size, with mean 0 and deviation 1."""
+    """Preprocessing before anything was measured: as the spec says, at a size, with mean 0 and deviation 1.
+
+    Raises:
+        InputError: ImageNet's normalisation is asked for, and images have more than 8 bits.
+    """
+    if spec.normalisation == "imagenet" and source.deep:
+        raise InputError("data.normalisation imagenet is for 8-bit images, and these have more bits; leave it at auto")
     return Preprocess(image_size, (0.0,) * source.channels, (1.0,) * source.channels, source.reading, spec.fit)
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and deviation of each channel, on the scale of 0 to 1, and whose they are."""
+    """Mean and deviation of each channel, whose they are, and of images read how."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     whose: str
+    reading: Reading = PHOTO
+
+    def fits(self, reading: Reading) -> bool:
+        """Whether they say anything of images that are read so: 8-bit ones, or deep ones on the same scale."""
+        return reading == self.reading if reading.deep else not self.reading.deep
 
     def for_channels(self, channels: int) -> "Normalisation":
         """The same for another number of channels: the mean over theirs."""
         if len(self.mean) == channels:
             return self
         mean, std = sum(self.mean) / len(self.mean), sum(self.std) / len(self.std)
-        return Normalisation((mean,) * channels, (std,) * channels, f"{self.whose}, the mean over channels")
+        whose = f"{self.whose}, the mean over channels"
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels, whose=whose)
 
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ImageNet's")
@@ -154,16 +166,14 @@ def normalised(
 
     Args:
         loader, train: as in `measure`.
-        spec: whether train's, ImageNet's or (auto) the given one.
+        spec: whether train's, ImageNet's or (auto) the given one, where it fits.
         given: that of weights to start from.
 
     Raises:
-        InputError: ImageNet's for images of more than 8 bits, or no image could be read.
+        InputError: no image could be read.
     """
-    deep = loader.preprocess.reading.deep
-    if spec.normalisation == "imagenet" and deep:
-        raise InputError("data.normalisation imagenet is for 8-bit images, and these have more bits; leave it at auto")
-    chosen = {"imagenet": IMAGENET, "train": None, "auto": None if deep else given}[spec.normalisation]
+    own = given if given is not None and given.fits(loader.preprocess.reading) else None
+    chosen = {"imagenet": IMAGENET, "train": None, "auto": own}[spec.normalisation]
     if chosen is None:
         return measure(loader, train), ""
     fitting = chosen.for_channels(loader.preprocess.channels)

@@ -65,7 +65,7 @@ def make_plan(asked: RunSpec, *, open_given: bool = True) -> Plan:
     notes = [_describe_data(asked, source, splits), f"images at {size} pixels: {why}"]
     network = dataclasses.replace(asked.network, num_classes=len(source.classes), in_channels=source.channels)
     given = open_weights(asked.train, network, size) if open_given else None
-    notes += measured_note(given, asked.data, deep=source.deep)
+    notes += measured_note(given, asked.data, source.reading)
     if isinstance(network, NetworkSpec):
         network, note = _settle_stem(network, given, size)
         notes += [note] if note else []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from skipway.data.images.reading import Reading
 from skipway.data.preprocess import Normalisation
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError
@@ -76,29 +77,26 @@ def _open(train: TrainSpec, network: NetworkSpec | ForeignSpec, image_size: int)
     if path.is_dir() or (path.suffix == ".safetensors" and read_metadata(path).get("format") == FORMAT):
         saved = read_saved(path)
         theirs = saved.preprocess
-        known = None if theirs.reading.deep else Normalisation(theirs.mean, theirs.std, f"that of {name}")
+        known = Normalisation(theirs.mean, theirs.std, f"that of {name}", theirs.reading)
         return Given(name, saved.state, saved, known)
     return Given(name, read_weights(path))
 
 
-def measured_note(given: Given | None, data: DataSpec, *, deep: bool) -> list[str]:
+def measured_note(given: Given | None, data: DataSpec, reading: Reading) -> list[str]:
     """A sentence where mean and deviation are measured though weights are given; nothing where that was asked for.
 
     Args:
         given: weights to start from.
         data: whose normalisation is asked for.
-        deep: whether the images have more than 8 bits.
+        reading: of the images.
     """
-    if given is None or data.normalisation != "auto":
+    known = given.normalisation if given else None
+    if given is None or data.normalisation != "auto" or (known is not None and known.fits(reading)):
         return []
     said = f"mean and deviation measured on train, not those of {given.name}"
-    if deep:
-        return [f"{said}: these images have more than 8 bits"]
-    if given.run is not None and given.run.preprocess.reading.deep:
-        return [f"{said}: its images have more than 8 bits, these do not"]
-    if given.normalisation is None:
+    if known is None:
         return [f"{said}, which does not say them (published ImageNet weights usually want --normalisation imagenet)"]
-    return []
+    return [f"{said}: those are of images of another depth or window"]
 
 
 def make_network(spec: RunSpec, given: Given | None, classes: Sequence[str]) -> tuple[nn.Module, list[str]]:
