@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from skipway.run import Run
     from skipway.shipping.predictor import Prediction, Predictor, load
     from skipway.spec import AugmentSpec, DataSpec, RunSpec, TrainSpec
+    from skipway.training.find_lr import LrSweep, find_lr
     from skipway.training.train import train
+    from skipway.training.tune import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -55,7 +57,9 @@ _WHERE = {
     "run": ("Run",),
     "shipping.predictor": ("Prediction", "Predictor", "load"),
     "spec": ("AugmentSpec", "DataSpec", "RunSpec", "TrainSpec"),
+    "training.find_lr": ("LrSweep", "find_lr"),
     "training.train": ("train",),
+    "training.tune": ("Tuning", "tune"),
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -69,6 +73,7 @@ __all__ = [
     "ForeignSpec",
     "InputError",
     "Loaded",
+    "LrSweep",
     "NetworkSpec",
     "Packed",
     "Prediction",
@@ -79,6 +84,7 @@ __all__ = [
     "RunSpec",
     "StageSpec",
     "TrainSpec",
+    "Tuning",
     "Twin",
     "build",
     "build_foreign",
@@ -86,12 +92,14 @@ __all__ = [
     "dilated",
     "doctor",
     "evaluate",
+    "find_lr",
     "load",
     "load_weights",
     "pack",
     "preview",
     "save_weights",
     "train",
+    "tune",
     "twin",
 ]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 
-from skipway import __version__, cli_data, tables
+from skipway import __version__, cli_bench, cli_data, cli_search, tables
 from skipway.errors import InputError, ReadError, unknown
 from skipway.flags import Flags, NetworkFlags, settings_of
 
@@ -31,6 +31,9 @@ app = App(
 app["--help"].group = app["--version"].group = Group("Help")
 app.command(cli_data.doctor)
 app.command(cli_data.data)
+app.command(cli_search.find_lr)
+app.command(cli_search.tune)
+app.command(cli_bench.bench)
 
 
 @app.command
@@ -91,6 +94,7 @@ def evaluate(
     /,
     *,
     split: str | None = None,
+    tta: str | None = None,
     json: bool = False,
     trust_code: TrustCode = False,
 ) -> int:
@@ -110,13 +114,15 @@ def evaluate(
         Other data to score on; its class names must be among the network's.
     split
         train, val, test or all. Default: test where there is one, else val, else all.
+    tta
+        Also score with views averaged: flip or flip_shift; none: only plain. Default: as the run was trained.
     json
         Print one JSON object.
     """
     from skipway.evaluation.evaluate import evaluate as score_run
 
     with console.status("scoring"):
-        result = score_run(run, data, split=split, trust_code=trust_code)
+        result = score_run(run, data, split=split, tta=tta, trust_code=trust_code)
     _print_json(dataclasses.asdict(result)) if json else console.print(tables.evaluation(result))
     _say_bad(result.bad_files)
     return DONE

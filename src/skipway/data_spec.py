@@ -24,6 +24,12 @@ class DataSpec:
         low=0,
         high=4096,
     )
+    test_size: int = option(
+        0,
+        "pixels a side at which the network is scored and used, where that is not image_size (FixRes)",
+        low=0,
+        high=4096,
+    )
     fit: Literal["crop", "pad", "squash"] = option(
         "crop", "to a square by cropping the middle, padding with black, or changing the shape"
     )

@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 
 from skipway.spec import SECTIONS
 
-PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training"}
+PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training", "speed": "Speed"}
 BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
 FROM_DATA = {("network", "num_classes"), ("network", "in_channels")}  # training takes the data's
 

@@ -1,5 +1,6 @@
 """What a residual network is made from: stem, stages, block, shortcut, norm and the rest, checked where it is made."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
@@ -41,18 +42,23 @@ class NetworkSpec:
         "S(x) where the shape changes: 1x1 convolution (B), zero padding (A), 1x1 everywhere (C), average pool and "
         "1x1 (D), or no skips at all (the plain twin)",
     )
-    stem: Literal["auto", "cifar", "imagenet", "deep", "tiered", "space_to_depth", "identity"] = option(
+    stem: Literal["auto", "cifar", "imagenet", "deep", "tiered", "space_to_depth", "whitening", "identity"] = option(
         "auto",
         "first layers: one 3x3; 7x7 and pool; three 3x3 and pool; the same, growing in width; 4x4 pixels to channels "
-        "and 3x3; nothing. auto: by the image size (up to 64 pixels: cifar)",
+        "and 3x3; patches whitened by the data; nothing. auto: by the image size (up to 64 pixels: cifar)",
     )
-    stem_width: int = option(16, "channels of the stem (the identity stem has the image's)", low=1, high=65536)
+    stem_patch: int = option(2, "whitening stem: pixels a side of a patch", low=1, high=16)
+    stem_width: int = option(
+        16, "channels of the stem (identity: the image's; whitening: 2 * its channels * patch^2)", low=1, high=65536
+    )
     stem_bias: bool = option(False, "the stem's convolution has a bias (the tutorial's network)")
     stem_pool: Literal["max", "max_zero", "conv", "none"] = option(
         "max", "pool of the imagenet, deep and tiered stem; max_zero: padded with zeros, as in BiT; conv: strided 3x3"
     )
     norm: Literal["batch", "group", "none"] = option("batch", "normalisation; none wants init or branch_scale")
     norm_groups: int = option(32, "group norm: number of groups", low=1)
+    norm_momentum: float = option(0.1, "batch norm: share of each new batch in the running statistics", low=0, high=1)
+    norm_scale: bool = option(True, "norms learn a factor a channel; off: it stays 1")
     weight_standardisation: bool = option(False, "filters with mean 0 and deviation 1 (BiT)")
     init: Literal["he", "fixup"] = option("he", "initial weights; fixup trains without normalisation")
     zero_init_last: bool = option(False, "each block starts as its shortcut: its last layer's weight is zero")
@@ -65,10 +71,17 @@ class NetworkSpec:
     group_width: int = option(64, "bottlenecks: channels of one group in a stage of width 64", low=1)
     attention: Literal["none", "se", "eca"] = option("none", "channel attention at the end of each branch")
     attention_reduction: int = option(16, "se: how many times narrower its middle is", low=1)
-    blur: Literal["none", "blur", "avg"] = option("none", "anti-aliased strides: binomial filter or average")
+    blur: Literal["none", "blur", "avg", "max"] = option(
+        "none", "what halves the image in place of a stride: binomial filter, average, or maximum before the norm"
+    )
     block_dropout: float = option(0.0, "dropout before a block's last convolution", low=0, high=0.99)
     drop_path: float = option(0.0, "stochastic depth: rate of the last block, rising linearly", low=0, high=0.99)
+    drop_path_by: Literal["sample", "batch"] = option(
+        "sample", "stochastic depth: sample by sample, or a share of each batch, whose branch is then not computed"
+    )
     head: Literal["linear", "features"] = option("linear", "logits, or the pooled features alone")
+    head_pool: Literal["average", "max"] = option("average", "what pools the last feature map")
+    head_scale: float = option(1.0, "logits are multiplied by it", low=1e-6, high=1e6)
     head_dropout: float = option(0.0, "dropout before the linear layer", low=0, high=0.99)
     checkpoint: bool = option(False, "keep only the blocks' ends for the backward pass: less memory, more time")
     in_channels: int = option(3, "channels of an image; training takes the data's", low=1, high=65536)
@@ -86,6 +99,8 @@ class NetworkSpec:
     @property
     def stem_out(self) -> int:
         """Channels that the stem gives out."""
+        if self.stem == "whitening":
+            return 2 * self.in_channels * self.stem_patch**2
         return self.in_channels if self.stem == "identity" else self.stem_width
 
     @property
@@ -114,10 +129,23 @@ class NetworkSpec:
         return total
 
     @property
+    def smallest_image(self) -> int:
+        """Pixels a side of the smallest image that leaves the last feature map a pixel."""
+        return self.downsampling + (self.stem_patch - 1 if self.stem == "whitening" else 0)
+
+    def last_map(self, image_size: int) -> int:
+        """Pixels a side of the last feature map. Halves are rounded up, in the blocks down where blur is "max"."""
+        size = image_size - self.smallest_image + self.downsampling
+        strides = math.prod(stage.stride for stage in self.stages)
+        after_stem = -(-size // (self.downsampling // strides))
+        return after_stem // strides if self.blur == "max" else -(-after_stem // strides)
+
+    @property
     def norm_widths(self) -> tuple[int, ...]:
         """The numbers of channels that norms see, from the smallest."""
-        first = {"deep": (4, 8), "tiered": (3, 4, 8)}.get(self.stem, (8,))
-        widths = {max(self.stem_width * eighths // 8, 1) for eighths in first} if self.stem != "identity" else set()
+        none: dict[str, tuple[int, ...]] = {"identity": (), "whitening": ()}
+        eighths = {"deep": (4, 8), "tiered": (3, 4, 8), **none}.get(self.stem, (8,))
+        widths = {max(self.stem_width * share // 8, 1) for share in eighths}
         if self.preact:
             widths.add(self.stem_out)
         for stage in self.stages:
@@ -134,23 +162,32 @@ class NetworkSpec:
         Raises:
             InputError: naming the smallest size, or the multiple that the stem wants.
         """
-        if size < self.downsampling:
+        least = self.smallest_image
+        if size < least:
+            patch = f" takes patches of {self.stem_patch} pixels and" if self.stem == "whitening" else ""
             raise InputError(
-                f"network {self.name} with the {self.stem} stem reduces images {self.downsampling} times: "
-                f"--image-size must be at least {self.downsampling}, got {size}"
+                f"network {self.name} with the {self.stem} stem{patch} reduces images {self.downsampling} times: "
+                f"--image-size must be at least {least}, got {size}"
             )
         if self.stem == "space_to_depth" and size % 4:
             raise InputError(f"the space_to_depth stem takes pixels by 4x4: --image-size must divide by 4, got {size}")
-        if size == self.downsampling and self.norm == "group" and self.norm_groups in self.norm_widths:
+        if self.norm == "group" and self.norm_groups in self.norm_widths and self.last_map(size) == 1:
+            while self.last_map(least) == 1:
+                least += 1
             raise InputError(
                 f"network.norm_groups {self.norm_groups} leaves one channel a group, and images of {size} pixels one "
-                f"pixel: nothing to normalise; --image-size must be more than {size}, or choose fewer groups"
+                f"pixel: nothing to normalise; --image-size must be more than {least - 1}, or choose fewer groups"
             )
 
 
 def _check_widths(spec: NetworkSpec) -> None:
     """Widths that groups, norms and the shortcut can work with."""
-    width = spec.stem_out
+    width, fixed = spec.stem_out, spec.stem in ("whitening", "identity")
+    if spec.stem == "whitening" and width > 65536:
+        raise InputError(
+            f"network.stem_patch {spec.stem_patch} makes {width} filters of {spec.in_channels} channels; "
+            "65536 is the most: choose smaller patches"
+        )
     for index, stage in enumerate(spec.stages):
         where = f"network.stages[{index}]"
         if EXPANSION[spec.block] > 1 and stage.width * spec.group_width % 64:
@@ -162,7 +199,7 @@ def _check_widths(spec: NetworkSpec) -> None:
         if spec.shortcut == "zero_pad" and out < width:
             raise InputError(
                 f"{where} gives {out} channels after {width}: network.shortcut zero_pad can only add channels; "
-                "choose projection, or widths that grow (--stem-width is the first)"
+                f"choose projection, or widths that grow ({'the stem' if fixed else '--stem-width'} is the first)"
             )
         if spec.weight_standardisation and 1 in (width, spec.inner_width(stage.width)):
             raise InputError(
@@ -182,12 +219,15 @@ def _check_widths(spec: NetworkSpec) -> None:
 def _check_combination(spec: NetworkSpec) -> None:
     """Choices that exclude each other."""
     basic = EXPANSION[spec.block] == 1
+    ends_in_norm = spec.norm != "none" and not spec.preact
+    stays_zero = spec.zero_init_last and ends_in_norm and not spec.norm_scale
     clashes = [
         (basic and spec.groups != 1, "groups", spec.groups, "1 with basic blocks"),
         (basic and spec.group_width != 64, "group_width", spec.group_width, "64 with basic blocks"),
         (spec.init == "fixup" and spec.norm != "none", "init", spec.init, f"he with norm {spec.norm}"),
         (spec.init == "fixup" and spec.branch_scale != "none", "branch_scale", spec.branch_scale, "none with fixup"),
         (spec.init == "fixup" and spec.weight_standardisation, "weight_standardisation", True, "off with fixup"),
+        (stays_zero, "zero_init_last", True, "off without norm_scale: branches would stay zero"),
     ]
     if spec.shortcut == "none":
         why = "without skips: the signal would end there"

@@ -9,6 +9,7 @@
     thresholds.json      several labels an image: the probability from which on each is given (chosen at the end)
     last.safetensors     what training needs to go on
     curves.png mistakes.png
+    engine.json          how the machine computes it: compiled or not, how much at a time
     split.csv            which sample is in which split, by name
     summary.json         how it ended
 
@@ -38,7 +39,7 @@ FORMAT = "skipway-1"
 LOCK = ".lock"
 FILES = (
     *("spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "summary.json"),
-    *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png", "split.csv"),
+    *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png", "split.csv", "engine.json"),
     "thresholds.json",
 )
 

@@ -1,6 +1,6 @@
 """What a run is made from: one tree of frozen dataclasses, checked where it is made, exact in TOML.
 
-RunSpec = data + network + augment + train. Every field name is unique over the tree, so a command-line flag is
+RunSpec = data + network + augment + train + speed. Every field name is unique over the tree, so a command-line flag is
 the field's own name. There is no None: what is off is 0 or "", what is left to skipway is 0, -1 or "auto".
 """
 
@@ -8,72 +8,15 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from skipway.data_spec import AugmentSpec, DataSpec
 from skipway.errors import InputError, unknown
-from skipway.fields import check, option, shown
+from skipway.fields import shown
 from skipway.foreign_spec import ForeignSpec, is_foreign
 from skipway.network_spec import NetworkSpec
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """How the weights are found."""
-
-    epochs: int = option(30, "times through the training images", low=1)
-    batch_size: int = option(
-        0, "images a step; 0: 128, halved down to 16 at the least while an epoch has fewer than 16 steps", low=0
-    )
-    optimizer: Literal["sgd", "adamw", "adam"] = option("sgd", "update rule; sgd has momentum")
-    lr: float = option(0.0, "peak learning rate; 0: sgd 0.1, adam and adamw 0.001, times batch size / 128", low=0)
-    momentum: float = option(0.9, "momentum of sgd", low=0, high=0.9999)
-    nesterov: bool = option(True, "Nesterov's form of the momentum")
-    weight_decay: float = option(5e-4, "pull of the weights to zero", low=0)
-    decay_norms: bool = option(False, "decay norms and biases too")
-    schedule: Literal["cosine", "multistep", "onecycle", "constant"] = option("cosine", "the rate over the run")
-    warmup_epochs: float = option(-1.0, "linear rise of the rate; -1: 5% of the run, 30% for onecycle", low=-1)
-    milestones: tuple[float, ...] = option((0.5, 0.75), "multistep: shares of the run after which the rate drops")
-    gamma: float = option(0.1, "multistep: factor of each drop", low=0, high=1)
-    label_smoothing: float = option(0.0, "share of the target spread over all classes", low=0, high=0.999)
-    loss: Literal["auto", "cross_entropy", "bce", "focal"] = option(
-        "auto", "auto: cross-entropy for one label an image, binary cross-entropy for several; focal: hard ones count"
-    )
-    focal_gamma: float = option(2.0, "focal loss: how much easy images count less", low=0, high=10)
-    class_weights: Literal["none", "balanced", "sqrt"] = option(
-        "none", "weight of a class in the loss: none, inverse to its images, or the root of that"
-    )
-    sampler: Literal["shuffle", "balanced", "sqrt"] = option(
-        "shuffle", "which images an epoch shows: each once, classes equally often, or by the root of their sizes"
-    )
-    grad_clip: float = option(0.0, "largest norm of the gradient; 0: off", low=0)
-    ema_decay: float = option(0.0, "average of the weights that is validated and kept; 0: off", low=0, high=0.99999)
-    precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "bf16: autocast over fp32 weights; auto: bf16 where the hardware computes in it"
-    )
-    channels_last: bool = option(True, "memory format of images and weights")
-    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**62)
-    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: the accelerator where there is one")
-    weights: str = option(
-        "",
-        "start from these weights: a run, a file (.safetensors, .pth, .th; torchvision's, timm's and the CIFAR "
-        "repositories' names too), torchvision:IMAGENET1K_V2 or timm:resnet50.a1_in1k",
-    )
-    weight_channels: Literal["sum", "average"] = option(
-        "sum", "filters of weights for another number of input channels: summed over theirs, or averaged"
-    )
-    freeze: str = option(
-        "",
-        "keep weights and batch statistics as they are: backbone (all but the head), or up to a part, such as stage2",
-    )
-    layer_decay: float = option(
-        1.0, "learning rate of each block as a share of that of the next one; the head's is whole", low=0.01, high=1
-    )
-
-    def __post_init__(self) -> None:
-        check(self, "train")
-        if any(not 0 < m < 1 for m in self.milestones):
-            raise InputError(f"train.milestones must lie between 0 and 1 (shares of the run), got {self.milestones}")
+from skipway.speed_spec import SpeedSpec
+from skipway.train_spec import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -91,6 +34,7 @@ class RunSpec:
     data: DataSpec = field(default_factory=DataSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
+    speed: SpeedSpec = field(default_factory=SpeedSpec)
 
     def __post_init__(self) -> None:
         for name, kind in SECTIONS.items():
@@ -106,6 +50,7 @@ SECTIONS: dict[str, type] = {
     "network": NetworkSpec,
     "augment": AugmentSpec,
     "train": TrainSpec,
+    "speed": SpeedSpec,
 }
 
 

@@ -141,11 +141,20 @@ def evaluation(result: "Evaluation") -> Group:
     top5 = f"   top-5 {result.top5_accuracy:.2%}" if result.top5_accuracy and len(result.classes) > 5 else ""
     line = f"accuracy [bold]{result.accuracy:.2%}[/]{top5}   loss {result.loss:.4f}"
     more = f"balanced accuracy {_share(result.balanced_accuracy)}   macro F1 {_share(result.macro_f1)}"
-    return Group(_head(result), line, more, *_binary(result), "", table)
+    return Group(_head(result), line, *_beside(result), more, *_binary(result), "", table)
 
 
 def _head(result: "Evaluation") -> str:
     return f"{escape(result.data)}, {result.split} split, {result.num_images:,} images"
+
+
+def _beside(result: "Evaluation") -> list[str]:
+    """The scores with test-time augmentation, where they were asked for."""
+    scores = result.tta
+    if scores is None:
+        return []
+    main = f"accuracy {scores.accuracy:.2%}" if result.labels is None else f"mAP {_share(scores.map)}"
+    return [f"  with test-time augmentation ({scores.kind}): {main}   loss {scores.loss:.4f}"]
 
 
 def _share(value: float | None) -> str:
@@ -176,7 +185,7 @@ def _labels(result: "Evaluation", scores: "LabelReport") -> Group:
     more = f"{f1}   all labels right {_share(scores.subset_accuracy)}"
     left = ", ".join(scores.without_positives)
     said = [f"mAP and macro F1 leave out what no image has: {escape(left)}"] if left else []
-    return Group(_head(result), line, more, *said, "", table)
+    return Group(_head(result), line, *_beside(result), more, *said, "", table)
 
 
 def prediction(image: str, result: "Prediction") -> Text:

@@ -53,6 +53,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"shortcut": "none", "drop_path": 0.1}, ("network.drop_path", "0 without skips", "0.1")),
     ({"shortcut": "none", "zero_init_last": True}, ("network.zero_init_last", "off without skips", "True")),
     ({"shortcut": "none", "branch_scale": "layer_scale"}, ("network.branch_scale", "none without skips", "layer_scale")),
+    ({"zero_init_last": True, "norm_scale": False}, ("network.zero_init_last", "off without norm_scale", "True")),
+    ({"stem": "whitening", "stem_patch": 0}, ("network.stem_patch", "between 1 and 16", "0")),
+    ({"stem": "whitening", "stem_patch": 16, "in_channels": 129}, ("network.stem_patch 16", "66048 filters", "65536")),
+    ({"stem": "whitening", "shortcut": "zero_pad"}, ("network.stages[0]", "8 channels after 24", "the stem is the first")),
     ({"weight_standardisation": True, "stem": "identity", "in_channels": 1}, ("network.weight_standardisation", "off", "one channel", "network.stages[0]")),
 ]  # fmt: skip
 
@@ -98,6 +102,8 @@ def spec_with(**changes: Any) -> NetworkSpec:
         (spec_with(stem="deep", stem_pool="none"), 3, ("4 times", "at least 4", "3")),
         (spec_with(stem="space_to_depth"), 7, ("at least 8", "7")),
         (spec_with(stem="space_to_depth"), 9, ("space_to_depth", "divide by 4", "9")),
+        (spec_with(stem="whitening"), 2, ("patches of 2 pixels", "2 times", "at least 3", "2")),
+        (spec_with(norm="group", norm_groups=8, blur="max"), 3, ("network.norm_groups 8", "one pixel", "more than 3")),
         (spec_with(norm="group", norm_groups=8), 2, ("network.norm_groups 8", "one channel a group", "more than 2")),
     ],
 )  # fmt: skip

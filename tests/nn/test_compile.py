@@ -24,9 +24,13 @@ Choice = tuple[str, str, str, str]
 AXES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "act": (1, ("relu", "gelu", "silu")),
     "attention": (3, ("none", "se", "eca")),
-    "blur": (2, ("none", "blur", "avg")),
+    "blur": (2, ("none", "blur", "avg", "max")),
     "branch_scale": (5, ("none", "skipinit", "layer_scale")),
     "drop_path": (1, (0.0, 0.3)),
+    "drop_path_by": (2, ("sample", "batch")),
+    "norm_scale": (3, (True, False)),
+    "head_pool": (1, ("average", "max")),
+    "head_scale": (4, (1.0, 0.1)),
     "block_dropout": (2, (0.2, 0.0)),
     "checkpoint": (3, (False, True)),
     "weight_standardisation": (2, (False, True)),
@@ -55,12 +59,13 @@ def pairwise(choices: list[Choice]) -> list[Choice]:
 
 def rotated(choice: Choice, number: int) -> NetworkSpec:
     """The spec of case `number`: tiny, with the other axes' values as far as they go with the choice."""
-    spec = replace(make_spec(*choice), stages=(StageSpec(1, 8), StageSpec(1, 8, 2)))
+    width = make_spec(*choice).stages[0].width
+    spec = replace(make_spec(*choice), stages=(StageSpec(1, width), StageSpec(1, width, 2)))
     for name, (step, values) in AXES.items():
         value = values[number // step % len(values)]
         try:
             if name == "dilation":
-                spec = replace(spec, stages=(spec.stages[0], StageSpec(1, 8, 2, value)))
+                spec = replace(spec, stages=(spec.stages[0], StageSpec(1, width, 2, value)))
             elif name != "branch_scale" or choice[2] != "skipinit":
                 spec = replace(spec, **{name: value})
         except InputError:
@@ -137,6 +142,8 @@ def test_network_compiles_to_one_graph_with_its_backward_pass():
 
 def check_gradients(network: ResNet, name: str) -> None:
     for parameter, p in network.named_parameters():
+        if not p.requires_grad:
+            continue
         assert p.grad is not None, (name, parameter)
         assert p.grad.isfinite().all(), (name, parameter)
         assert p.grad.abs().sum() > 0, (name, parameter)

@@ -233,6 +233,19 @@ def test_twin_of_the_same_seed_shares_every_tensor(spec):
         assert count(skeleton(spec)) == count(skeleton(made.spec))
 
 
+def test_head_pools_and_scales_as_the_spec_says():
+    spec = replace(find("resnet20"), stages=(StageSpec(1, 16),))
+    plain, other = (skipway.build(s) for s in (spec, replace(spec, head_pool="max", head_scale=0.125)))
+    x = torch.randn(2, 3, 8, 8)
+    last = plain.eval().features(x)["stage1.block1"]
+    linear = plain.head.linear
+    assert linear is not None
+    assert torch.equal(plain(x), linear(nn.functional.adaptive_avg_pool2d(last, 1).flatten(1)))
+    expected = linear(nn.functional.adaptive_max_pool2d(last, 1).flatten(1)) / 8
+    assert torch.equal(other.eval()(x), expected)
+    assert other.state_dict().keys() == plain.state_dict().keys()
+
+
 def thrifty_specs() -> list[NetworkSpec]:
     stages = (StageSpec(2, 8), StageSpec(2, 16, 2))
     options: dict[str, Any] = {"stem": "cifar", "stem_width": 8, "block_dropout": 0.3, "drop_path": 0.3}
@@ -243,6 +256,7 @@ def thrifty_specs() -> list[NetworkSpec]:
         NetworkSpec(stages, block="preact_bottleneck", act="silu", blur="blur", **options),
         NetworkSpec(stages, block="bottleneck_v1", norm="none", branch_scale="layer_scale", **options),
         NetworkSpec(stages, block="basic", shortcut="none", **options | {"drop_path": 0.0}),
+        NetworkSpec(stages, block="preact", drop_path_by="batch", blur="max", **options),
     ]
 
 

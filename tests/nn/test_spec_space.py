@@ -18,6 +18,8 @@ from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn.zoo import resolve_stem
 from skipway.spec import AugmentSpec, DataSpec, RunSpec, TrainSpec, from_toml, to_toml
+from skipway.speed_spec import SpeedSpec
+from skipway.train_spec import TRACKERS
 
 LEAST: dict[type, dict[str, Any]] = {  # what a spec cannot be made without
     StageSpec: {"depth": 1, "width": 8},
@@ -25,6 +27,7 @@ LEAST: dict[type, dict[str, Any]] = {  # what a spec cannot be made without
     DataSpec: {},
     AugmentSpec: {},
     TrainSpec: {},
+    SpeedSpec: {},
 }
 PLACES = {
     StageSpec: "network.stages",
@@ -32,6 +35,7 @@ PLACES = {
     DataSpec: "data",
     AugmentSpec: "augment",
     TrainSpec: "train",
+    SpeedSpec: "speed",
 }
 SECTIONS = {place: cls for cls, place in PLACES.items() if cls is not StageSpec}
 
@@ -41,6 +45,7 @@ SMALL: dict[str, st.SearchStrategy[Any]] = {
     "width": st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]),
     "dilation": st.sampled_from([1, 1, 2, 3, 64]),
     "stem_width": st.sampled_from([1, 2, 3, 4, 6, 8, 16]),
+    "stem_patch": st.integers(1, 4),
     "norm_groups": st.sampled_from([1, 2, 3, 4, 8, 32]),
     "groups": st.sampled_from([1, 2, 3]),
     "group_width": st.sampled_from([8, 16, 32, 64, 96, 128]),
@@ -53,6 +58,7 @@ SMALL: dict[str, st.SearchStrategy[Any]] = {
 TEXTS = {  # texts of a form that hardly any text has
     "window": st.sampled_from(["auto", "full", "40/400", "-600/1500.5"]),
     "frame": st.sampled_from(["first", "middle", "last", "0", "17"]),
+    "track": st.lists(st.sampled_from(TRACKERS), max_size=3).map(tuple),
 }
 SMALL |= TEXTS
 FITTING = TEXTS | {
@@ -116,10 +122,10 @@ def refusal(make: Any, place: str) -> str:
 
 def smallest(spec: NetworkSpec) -> int:
     """The smallest image that the spec admits; every smaller one is refused by name."""
-    for size in range(4 * spec.downsampling + 2):
+    for size in range(4 * spec.downsampling + spec.stem_patch + 1):
         message = refusal(lambda size=size: spec.check_image_size(size), "--image-size")
         if not message:
-            assert size >= spec.downsampling
+            assert size >= spec.smallest_image >= spec.downsampling
             return size
         assert str(size) in message
     raise AssertionError("no image is large enough")
@@ -130,6 +136,7 @@ def check_network(spec: NetworkSpec, more: int) -> None:
     size = smallest(spec)
     network = skipway.build(spec)
     outputs = spec.num_classes if spec.head == "linear" else spec.out_width
+    last = [name for name, _ in network.blocks()][-1]
     with torch.no_grad():
         for pixels in {size, size + more}:
             if refusal(lambda pixels=pixels: spec.check_image_size(pixels), "--image-size"):
@@ -141,13 +148,17 @@ def check_network(spec: NetworkSpec, more: int) -> None:
             description = skipway.describe(spec, image_size=pixels)
             assert description.parameters == sum(p.numel() for p in network.parameters())
             assert description.layers[-1].output == (outputs,) or spec.head == "features"
+            assert network.features(torch.randn(1, spec.in_channels, pixels, pixels))[last].shape[2] == spec.last_map(
+                pixels
+            )
     y = network.train()(torch.randn(2, spec.in_channels, 2 * size, 2 * size))
     assert y.shape == (2, outputs)
     assert y.isfinite().all()
     y.square().sum().backward()
     for name, p in network.named_parameters():
-        assert p.grad is not None, name
-        assert p.grad.isfinite().all(), name
+        if p.requires_grad:
+            assert p.grad is not None, name
+            assert p.grad.isfinite().all(), name
 
 
 valid_choice = specs(NetworkSpec, SMALL).map(vars)
@@ -171,6 +182,9 @@ by_chance = settings(deadline=None, derandomize=True, suppress_health_check=[Hea
 )
 @example({"stages": ("1x1",), "stem": "cifar", "attention": "eca", "checkpoint": True, "last_act": False}, 1, 16)
 @example({"stages": ("1x8/2",), "stem": "space_to_depth", "blur": "avg", "shortcut": "avg_pool"}, 1, 16)
+@example({"stages": ("1x8/2", "1x8/2"), "stem": "whitening", "blur": "max", "stem_patch": 3}, 1, 16)
+@example({"stages": ("1x8/2", "1x8/2"), "stem": "deep", "blur": "max", "norm": "group", "norm_groups": 4}, 3, 16)
+@example({"stages": ("2x8", "2x8/2"), "stem": "cifar", "drop_path": 0.9, "drop_path_by": "batch"}, 1, 16)
 def test_network_spec_is_refused_by_name_or_works_to_the_end(choice, more, open_size):
     made = []
     if refusal(lambda: made.append(NetworkSpec(**choice)), "network."):

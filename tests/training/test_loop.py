@@ -23,7 +23,7 @@ from skipway.training.progress import StopSignals, View
 
 FILES = {
     "spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "weights.safetensors",
-    "last.safetensors", "curves.png", "mistakes.png", "summary.json", "split.csv",
+    "last.safetensors", "curves.png", "mistakes.png", "summary.json", "split.csv", "engine.json",
 }  # fmt: skip
 
 
@@ -119,10 +119,10 @@ def test_run_cut_off_anywhere_goes_on_to_the_same_bits(photos, tmp_path, monkeyp
     whole = run_tiny(photos, tmp_path / "whole", settings)
     step = Trainer._step
 
-    def cut(self, batch, epoch, number, lr):
+    def cut(self, batch, epoch, number):
         if (epoch, number - (epoch - 1) * 4) == at:
             raise Killed
-        return step(self, batch, epoch, number, lr)
+        return step(self, batch, epoch, number)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "_step", cut)
@@ -139,10 +139,10 @@ def test_stop_signal_leaves_a_loadable_run_that_goes_on(photos, tmp_path, monkey
     whole = run_tiny(photos, tmp_path / "whole")
     step = Trainer._step
 
-    def interrupt(self, batch, epoch, number, lr):
+    def interrupt(self, batch, epoch, number):
         if number == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch, epoch, number, lr)
+        return step(self, batch, epoch, number)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupt)
@@ -190,10 +190,10 @@ def test_without_out_runs_are_numbered_and_unfinished_ones_go_on(photos, monkeyp
     assert run_tiny(photos).folder == Path("runs/photos-custom-2")
     step = Trainer._step
 
-    def cut(self, batch, epoch, number, lr):
+    def cut(self, batch, epoch, number):
         if epoch == 2:
             raise Killed
-        return step(self, batch, epoch, number, lr)
+        return step(self, batch, epoch, number)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "_step", cut)
@@ -277,9 +277,9 @@ def test_precision_and_format_are_as_asked(photos, tmp_path):
 def test_loss_gone_bad_stops_with_a_word_and_keeps_the_best(photos, tmp_path, monkeypatch):
     step = Trainer._step
 
-    def broken(self, batch, epoch, number, lr):
-        loss, right = step(self, batch, epoch, number, lr)
-        return (loss * float("nan") if epoch == 2 else loss), right
+    def broken(self, batch, epoch, number):
+        made = step(self, batch, epoch, number)
+        return dataclasses.replace(made, loss=made.loss * float("nan")) if epoch == 2 else made
 
     monkeypatch.setattr(Trainer, "_step", broken)
     with pytest.raises(InputError, match=r"no longer a finite number in epoch 2.*lower --lr"):

@@ -1,14 +1,23 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
+import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from skipway.spec import TrainSpec
+import skipway
+from skipway.data_spec import DataSpec
+from skipway.errors import InputError
+from skipway.network_spec import NetworkSpec, StageSpec
+from skipway.spec import RunSpec, TrainSpec
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import choose_device, computes_bf16, keep_freed_memory
-from skipway.training.optim import Average, make_optimizer, schedule
+from skipway.training.optim import Average, make_optimizer, schedule, set_lr
+from skipway.training.plan import make_plan
 
 SPEC = TrainSpec(lr=0.1, batch_size=8)
 
@@ -53,7 +62,34 @@ def test_multistep_drops_at_its_milestones():
     assert ours == pytest.approx([1.0] * 32 + [0.1] * 16 + [0.01] * 16)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "multistep", "constant"])
+def test_linear_follows_torchs():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=50)
+    want = []
+    for _ in range(50):
+        want.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert curve(50, 0, schedule="linear") == pytest.approx(want)
+
+
+@given(total=st.integers(1, 200), warmup=st.integers(0, 200), cooldown=st.floats(0, 1))
+def test_trapezoid_is_one_with_four_corners(total, warmup, cooldown):
+    warmup = min(warmup, total)
+    top = max(warmup, total - round(cooldown * total))
+    ours = curve(total, warmup, schedule="trapezoid", cooldown=cooldown)
+    if warmup:  # the rise reaches 1 in the step before `warmup`
+        want = np.interp(np.arange(total), [-1, warmup - 1, top, total], [0, 1, 1, 0 if top < total else 1])
+    else:
+        want = np.interp(np.arange(total), [0, top, total], [1, 1, 0 if top < total else 1])
+    assert ours == pytest.approx(want.tolist())
+
+
+def test_trapezoid_that_only_cools_down_is_linear():
+    assert curve(40, 4, schedule="trapezoid", cooldown=1) == curve(40, 4, schedule="linear")
+
+
+@pytest.mark.parametrize("kind", ["cosine", "multistep", "constant", "linear", "trapezoid"])
 def test_warmup_rises_linearly_to_the_peak(kind):
     ours = curve(100, 5, schedule=kind)
     assert ours[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -65,7 +101,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "adam", "lamb"])
 def test_norms_and_biases_do_not_decay_unless_asked(kind):
     net = network()
     spec = dataclasses.replace(SPEC, optimizer=kind, weight_decay=0.01)
@@ -75,6 +111,47 @@ def test_norms_and_biases_do_not_decay_unless_asked(kind):
     assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
     everything = make_optimizer(net, dataclasses.replace(spec, decay_norms=True)).param_groups
     assert [g["weight_decay"] for g in everything] == [0.01]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "adam", "lamb", "muon"])
+@pytest.mark.parametrize("name", ["resnet20", "preact_resnet20", "timm"])
+def test_biases_norms_and_head_have_rates_of_their_own(kind, name):
+    made = timm.create_model("test_resnet", num_classes=3) if name == "timm" else skipway.build(name)
+    head = "fc" if name == "timm" else "head.linear"
+    spec = dataclasses.replace(SPEC, optimizer=kind, bias_lr=8.0, head_lr=0.5)
+    optimizer = make_optimizer(made, spec)
+    set_lr(optimizer, 0.2)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len([*made.parameters()])
+    for key, p in made.named_parameters():
+        factor = (0.5 if key.startswith(f"{head}.") else 1) * (8 if p.ndim == 1 else 1)
+        assert rates[id(p)] == pytest.approx(0.2 * factor), key
+
+
+def test_what_is_frozen_is_left_out_of_every_group():
+    for kind in ("sgd", "lamb", "muon"):
+        net = network()
+        net[0].requires_grad_(False)
+        groups = make_optimizer(net, dataclasses.replace(SPEC, optimizer=kind)).param_groups
+        held = {id(p) for group in groups for p in group["params"]}
+        assert held == {id(p) for p in net.parameters() if p.requires_grad}
+        net.requires_grad_(False)
+        with pytest.raises(InputError, match="no parameters that could learn"):
+            make_optimizer(net, dataclasses.replace(SPEC, optimizer=kind))
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("sgd", 0.1), ("lamb", 0.002), ("muon", 0.02)])
+def test_an_open_rate_follows_the_batch_size_but_for_muons(kind, rate, photos):
+    network_spec, rates, notes = NetworkSpec(stages=(StageSpec(1, 4),)), [], []
+    for batch_size in (8, 16):
+        train = TrainSpec(optimizer=kind, batch_size=batch_size)
+        plan = make_plan(RunSpec(network=network_spec, data=DataSpec(path=str(photos)), train=train))
+        rates.append(plan.spec.train.lr)
+        notes += plan.notes
+    scaled = [rate * size / 128 for size in (8, 16)]
+    assert rates == pytest.approx([rate, rate] if kind == "muon" else scaled)
+    why = "for any batch size" if kind == "muon" else "in proportion to the batch size"
+    assert f"learning rate {rates[0]:g} ({kind}, {why})" in notes
 
 
 def test_sgd_step_is_nesterovs():

@@ -66,7 +66,7 @@ def test_first_step_sees_the_given_weights(colour_file, how, monkeypatch):
     held: dict[str, torch.Tensor] = {}
 
     def stop(self: Trainer, *_: Any) -> None:
-        held.update({k: v.clone() for k, v in self.network.state_dict().items()})
+        held.update({k: v.clone() for k, v in self.learner.network.state_dict().items()})
         raise StopRequested
 
     monkeypatch.setattr(Trainer, "_step", stop)

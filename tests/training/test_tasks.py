@@ -194,10 +194,10 @@ def test_run_cut_off_goes_on_to_the_same_bits_on_any_number_of_workers(request, 
     whole = train(data, tmp_path / "whole", options)
     step, per_epoch = Trainer._step, len(whole.steps()) // 3
 
-    def cut(self, batch, epoch, number, lr):
+    def cut(self, batch, epoch, number):
         if (epoch, number - (epoch - 1) * per_epoch) == at:
             raise Killed
-        return step(self, batch, epoch, number, lr)
+        return step(self, batch, epoch, number)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "_step", cut)

@@ -1,6 +1,7 @@
 """From an image of any size to the network's input: the part that travels with the model."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class Preprocess:
     """Read, bring to a square of `image_size`, normalise each channel.
 
     Args:
-        image_size: pixels a side.
+        image_size: pixels a side; of what travels with a model those at which it is scored (`scored_size`).
         mean, std: for each channel, on the scale of 0 to 1 (of deep readings: on that of their values).
         reading: how files become tensors.
         how: to a square by cropping the middle, padding with black (deep: the least value), or changing the shape.
@@ -121,6 +122,36 @@ def choose_size(source: Source, asked: int) -> tuple[int, str]:
     if source.size and source.size[0] == source.size[1] <= OWN_SIZE_UP_TO:
         return source.size[0], "the images' own"
     return PHOTO_SIZE, "photos; --image-size sets another"
+
+
+def scored_size(spec: DataSpec) -> int:
+    """Pixels a side at which a network is validated, tested and used: test_size, else the image_size it trains at.
+
+    A training image cropped at random shows things larger than the middle of a test image does; a larger test image
+    makes up for it (FixRes: Touvron et al. 2019, arXiv:1906.06423).
+
+    Args:
+        spec: with its image_size chosen.
+    """
+    return spec.test_size or spec.image_size
+
+
+def check_scored_size(spec: DataSpec, check: Callable[[int], object]) -> None:
+    """Ask about a test_size of its own.
+
+    Args:
+        spec: with its image_size chosen.
+        check: refuses sizes, in words of --image-size.
+
+    Raises:
+        InputError: the size is refused, in words of --test-size.
+    """
+    if scored_size(spec) == spec.image_size:
+        return
+    try:
+        check(spec.test_size)
+    except InputError as error:
+        raise InputError(str(error).replace("--image-size", "--test-size")) from error
 
 
 def plain(source: Source, spec: DataSpec, image_size: int) -> Preprocess:

@@ -15,11 +15,27 @@ from skipway.data.split import make_splits
 from skipway.errors import InputError
 from skipway.evaluation.labels import LabelReport, LabelScores
 from skipway.evaluation.metrics import BinaryReport, Scores
-from skipway.evaluation.task import ManyLabels, score, task_of
+from skipway.evaluation.task import ManyLabels, score_with_tta, task_of
+from skipway.evaluation.tta import check_tta
 from skipway.run import Model, Run, load_model
 from skipway.spec import DataSpec
 
 BATCH = 256
+
+
+@dataclass(frozen=True)
+class TtaScores:
+    """Scores with test-time augmentation, beside the plain ones; fields as in Evaluation.
+
+    `kind` is flip or flip_shift. `map`, in [0, 1], is there where an image may have several labels, `top5_accuracy`
+    where it has one.
+    """
+
+    kind: str
+    accuracy: float
+    top5_accuracy: float | None
+    loss: float
+    map: float | None
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,8 @@ class Evaluation:
     Where an image may have several labels, `labels` has the scores; `classes` are the data's, `accuracy` is the share
     of images with every label right, `class_accuracy` the share of right decisions on each label, and
     `top5_accuracy`, `balanced_accuracy` and `confusion` have no meaning: None, None and empty.
+
+    All of these are plain scores, of each image as it is; `tta` has those with test-time augmentation.
     """
 
     data: str
@@ -48,10 +66,16 @@ class Evaluation:
     macro_f1: float | None = None
     binary: BinaryReport | None = None
     labels: LabelReport | None = None
+    tta: TtaScores | None = None
 
 
 def evaluate(
-    run: Run | str | Path, data: str | Path | None = None, *, split: str | None = None, trust_code: bool = False
+    run: Run | str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str | None = None,
+    tta: str | None = None,
+    trust_code: bool = False,
 ) -> Evaluation:
     """Score the best network of a run, in fp32.
 
@@ -59,24 +83,22 @@ def evaluate(
         run: a run, its folder, or a weights.safetensors.
         data: other data to score on; default: the run's own.
         split: "train", "val", "test" or "all"; default: test where there is one, else val, else all.
+        tta: also score with test-time augmentation: "flip" or "flip_shift", or "none"; default: as the run's spec
+            says.
         trust_code: run the code that makes the network, where that is neither skipway's nor a library's.
 
     Returns:
         An Evaluation.
 
     Raises:
-        InputError: no such run, data or split, classes that the network does not know, or one label an image where
-            it was trained on several, or the other way round.
+        InputError: no such run, data, split or views, classes that the network does not know, or one label an image
+            where it was trained on several, or the other way round.
     """
-    model = load_model(run.folder if isinstance(run, Run) else run, trust_code=trust_code)
-    spec = _spec(model.spec.data, run.folder if isinstance(run, Run) else Path(run), data)
-    try:
-        source = open_source(spec)
-    except InputError as error:
-        if data is None:  # the run may come from another machine or folder
-            here = "" if os.path.isabs(spec.path) else " (as seen from where the run was started)"
-            raise InputError(f"the run's own data{here}: {error}. Name the data: skipway evaluate RUN DATA") from error
-        raise
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    check_tta("none" if tta is None else tta)
+    model = load_model(folder, trust_code=trust_code)
+    spec = _spec(model.spec.data, folder, data)
+    source = _open(spec, own=data is None)
     parts = _parts(source, spec, foreign=data is not None)
     chosen = split or next(name for name in ("test", "val", "all") if name in parts)
     if chosen not in parts:
@@ -91,9 +113,11 @@ def evaluate(
         task = ManyLabels(tuple(task.thresholds[k] for k in places.tolist()))
     else:
         batches = (dataclasses.replace(batch, labels=places[batch.labels]) for batch in batches)
-    scores = score(network, batches, model.preprocess, task=task)
+    kind = model.spec.train.tta if tta is None else tta
+    scores, averaged = score_with_tta(network, batches, model.preprocess, task=task, tta=kind)
     classes = source.classes if isinstance(task, ManyLabels) else model.classes
-    return _evaluation(scores, classes, data=spec.path, split=chosen, bad=loader.bad)
+    result = _evaluation(scores, classes, data=spec.path, split=chosen, bad=loader.bad)
+    return dataclasses.replace(result, tta=_beside(averaged, kind)) if averaged else result
 
 
 def _spec(own: DataSpec, run: Path, data: str | Path | None) -> DataSpec:
@@ -102,6 +126,17 @@ def _spec(own: DataSpec, run: Path, data: str | Path | None) -> DataSpec:
         return dataclasses.replace(own, path=str(data), group="", exclude="", split_file="", folds=0, fold=0)
     written = run / "split.csv"
     return dataclasses.replace(own, split_file=str(written), group="", folds=0, fold=0) if written.is_file() else own
+
+
+def _open(spec: DataSpec, *, own: bool) -> Source:
+    """The data to score on. Raises InputError, which says what to do where the run's own are not there."""
+    try:
+        return open_source(spec)
+    except InputError as error:
+        if own:  # the run may come from another machine or folder
+            here = "" if os.path.isabs(spec.path) else " (as seen from where the run was started)"
+            raise InputError(f"the run's own data{here}: {error}. Name the data: skipway evaluate RUN DATA") from error
+        raise
 
 
 def _evaluation(
@@ -113,7 +148,7 @@ def _evaluation(
         data=data,
         split=split,
         num_images=len(scores.labels),
-        accuracy=scores.subset_accuracy if isinstance(scores, LabelScores) else scores.accuracy,
+        accuracy=_accuracy(scores),
         top5_accuracy=single.top(5) if single else None,
         loss=scores.loss,
         classes=classes,
@@ -124,6 +159,22 @@ def _evaluation(
         macro_f1=single.macro_f1 if single else several.macro_f1 if several else None,
         binary=single.binary(classes) if single else None,
         labels=several,
+    )
+
+
+def _accuracy(scores: Scores | LabelScores) -> float:
+    return scores.subset_accuracy if isinstance(scores, LabelScores) else scores.accuracy
+
+
+def _beside(scores: Scores | LabelScores, kind: str) -> TtaScores:
+    single = scores if isinstance(scores, Scores) else None
+    several = scores if isinstance(scores, LabelScores) else None
+    return TtaScores(
+        kind,
+        _accuracy(scores),
+        top5_accuracy=single.top(5) if single else None,
+        loss=scores.loss,
+        map=several.mean_average_precision if several else None,
     )
 
 

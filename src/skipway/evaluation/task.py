@@ -14,6 +14,7 @@ from skipway.data.preprocess import Preprocess
 from skipway.errors import InputError
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
+from skipway.evaluation.tta import averaged
 from skipway.nn.outputs import class_logits
 from skipway.run import Model
 
@@ -69,7 +70,6 @@ def task_of(model: Model) -> Task:
     return OneLabel(model.spec.train.loss) if model.thresholds is None else ManyLabels(model.thresholds)
 
 
-@torch.inference_mode()
 def score(
     network: nn.Module,
     batches: Iterable[Batch],
@@ -90,17 +90,60 @@ def score(
     Raises:
         InputError: not one image could be read.
     """
+    answers = _answers(network, batches, preprocess, tta="none", bf16=bf16)
+    return task.judge(answers.logits, answers.labels, answers.indices)
+
+
+def score_with_tta(
+    network: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, *, task: Task, tta: str
+) -> tuple[Scores | LabelScores, Scores | LabelScores | None]:
+    """The scores, and beside them those of logits averaged over views of each image; in one pass, in fp32.
+
+    Args:
+        network, batches, preprocess, task: as in `score`.
+        tta: which views, as in TrainSpec; "none": the second scores are None.
+
+    Returns:
+        What `score` returns, to the bit; and the same kind of scores with test-time augmentation.
+
+    Raises:
+        InputError: not one image could be read.
+    """
+    answers = _answers(network, batches, preprocess, tta=tta)
+    plain = task.judge(answers.logits, answers.labels, answers.indices)
+    if tta == "none":
+        return plain, None
+    return plain, task.judge(answers.averaged, answers.labels, answers.indices)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """(N, K) float32 logits of plain images, and averaged over views; labels and indices as in a Batch."""
+
+    logits: Tensor
+    averaged: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@torch.inference_mode()
+def _answers(
+    network: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, *, tta: str, bf16: bool = False
+) -> _Answers:
+    """What a network says to all images of the batches."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    logits, labels, indices = [], [], []
-    for batch in batches:
-        inputs = preprocess.normalise(batch.images.to(device)).contiguous(memory_format=torch.channels_last)
+
+    def forward(inputs: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits.append(network(inputs).float().cpu())
-        labels.append(batch.labels)
-        indices.append(batch.indices)
+            return network(inputs.contiguous(memory_format=torch.channels_last)).float().cpu()
+
+    rows = []
+    for batch in batches:
+        inputs = preprocess.normalise(batch.images.to(device))
+        rows.append((*averaged(forward, inputs, tta), batch.labels, batch.indices))
     network.train(was_training)
-    if not logits:
+    if not rows:
         raise InputError("none of the images can be read")
-    return task.judge(torch.cat(logits), torch.cat(labels), torch.cat(indices))
+    return _Answers(*(torch.cat(column) for column in zip(*rows, strict=True)))

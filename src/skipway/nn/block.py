@@ -1,7 +1,9 @@
 """The residual block: `y = act(F(x) + S(x))` (He et al. 2015, arXiv:1512.03385, fig. 5), and its pre-activation form
 `y = F(x) + S(x)` with norm and activation before each convolution (He et al. 2016, arXiv:1603.05027, fig. 4e).
 
-F is two 3x3 convolutions ("basic") or 1x1, 3x3, 1x1 ("bottleneck"); CONVS says where the stride is.
+F is two 3x3 convolutions ("basic") or 1x1, 3x3, 1x1 ("bottleneck"); CONVS says where the stride is. A blur takes the
+stride's place after the activation; a maximum (`blur = "max"`) right after the convolution, before its norm, as in
+Page 2019 (How to train your ResNet) and Jordan 2024 (arXiv:2404.00498).
 """
 
 from dataclasses import dataclass
@@ -9,7 +11,18 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from skipway.network_spec import EXPANSION, NetworkSpec
-from skipway.nn.layers import DropPath, make_act, make_attention, make_blur, make_conv, make_norm, make_scale
+from skipway.nn.layers import (
+    BatchDropPath,
+    DropPath,
+    make_act,
+    make_attention,
+    make_blur,
+    make_conv,
+    make_norm,
+    make_scale,
+    norm_act,
+    take,
+)
 from skipway.nn.shortcut import Projection, make_shortcut
 
 # Kernel of each convolution of the branch, and which of them has the block's stride.
@@ -87,6 +100,7 @@ class Block(nn.Module):
         widths = [shape.in_width, *[inner] * (self.num_convs - 1), out_width]
         blurred = strided if spec.blur != "none" and shape.stride > 1 else -1
         self.blurred = blurred
+        self.pools = spec.blur == "max" and blurred >= 0
         for i, size in enumerate(kernels):
             last = i == self.num_convs - 1
             stride = shape.stride if i == strided != blurred else 1
@@ -100,11 +114,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(spec.block_dropout) if spec.block_dropout else None
         self.attention = make_attention(spec, out_width)
         self.scale = make_scale(spec, out_width)
-        self.drop_path = DropPath(shape.drop_path) if shape.drop_path else None
+        by_batch = spec.drop_path_by == "batch"
+        self.drop_path = DropPath(shape.drop_path) if shape.drop_path and not by_batch else None
+        self.drop_branch = BatchDropPath(shape.drop_path) if shape.drop_path and by_batch else None
         self.shortcut = make_shortcut(spec, shape.in_width, out_width, shape.stride)
         normless = self.preact and isinstance(self.norm1, nn.Identity)
-        self.act = make_act(spec, inplace=not normless)  # without a norm before it, it would change x itself
+        # Without a norm before it, it would change x itself; after drop_branch a view, whose gradient would be copied.
+        self.act = make_act(spec, inplace=not normless and self.drop_branch is None)
         self.last_act = spec.last_act and not self.preact
+        between = (self.attention, self.scale, self.drop_path)
+        self.is_bare = not self.preact and not any(between)  # F(x) + S(x) follows the last norm at once
 
     @property
     def last_layer(self) -> nn.Module:
@@ -114,30 +133,37 @@ class Block(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """F(x). (B, C, H, W) -> (B, C', H/stride, W/stride)."""
-        return self._preact_branch(self.act(self.norm1(x))) if self.preact else self._branch(x)
+        return self._preact_branch(norm_act(x, self.norm1, self.act)) if self.preact else self._branch(x)
 
-    def _branch(self, x: Tensor) -> Tensor:
+    def _branch(self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None) -> Tensor:
+        """F(x), or act(F(x) + added) where nothing comes between its last norm and the addition."""
         for i in range(self.num_convs):
             last = i == self.num_convs - 1
             if last and self.dropout is not None:
                 x = self.dropout(x)
-            x = getattr(self, f"norm{i + 1}")(getattr(self, f"conv{i + 1}")(x))
-            x = x if last else self.act(x)
-            if i == self.blurred and self.blur is not None:
-                x = self.blur(x)
+            x = getattr(self, f"conv{i + 1}")(x)
+            if self.pools and i == self.blurred:
+                x = self._halve(x)
+            norm = getattr(self, f"norm{i + 1}")
+            x = norm_act(x, norm, act, added) if last else norm_act(x, norm, self.act)
+            if not self.pools and i == self.blurred:
+                x = self._halve(x)
         return self._finish(x)
 
     def _preact_branch(self, x: Tensor) -> Tensor:
         """From act(norm1(x)) on."""
         for i in range(self.num_convs):
             if i > 0:
-                x = self.act(getattr(self, f"norm{i + 1}")(x))
+                x = norm_act(x, getattr(self, f"norm{i + 1}"), self.act)
             if i == self.num_convs - 1 and self.dropout is not None:
                 x = self.dropout(x)
             x = getattr(self, f"conv{i + 1}")(x)
-            if i == self.blurred and self.blur is not None:
-                x = self.blur(x)
+            if i == self.blurred:
+                x = self._halve(x)
         return self._finish(x)
+
+    def _halve(self, x: Tensor) -> Tensor:
+        return x if self.blur is None else self.blur(x)
 
     def _finish(self, x: Tensor) -> Tensor:
         """What comes between the last layer and the addition."""
@@ -149,14 +175,26 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """act(F(x) + S(x)), without S in the plain twin. (B, C, H, W) -> (B, C', H/stride, W/stride).
 
-        A pre-activation block projects act(norm1(x)), as in the paper's code, and leaves the sum as it is.
+        A pre-activation block projects act(norm1(x)), as in the paper's code, and leaves the sum as it is. Where
+        stochastic depth is by batch, F is computed for some of the samples; what is projected, for all.
         """
-        if self.preact:
-            y = self.act(self.norm1(x))
-            source = y if isinstance(self.shortcut, Projection) else x
-            y = self._preact_branch(y)
+        branch = self.branch
+        if self.preact and isinstance(self.shortcut, Projection):
+            x, branch = norm_act(x, self.norm1, self.act), self._preact_branch
+        drop = self.drop_branch if self.training else None
+        if drop is not None and self.shortcut is not None and drop.num_kept(len(x)) < len(x):
+            kept = drop.draw(x)
+            y = branch(take(x, kept))
+            y = drop(self.shortcut(self._source(x)), y, kept)
+        elif self.is_bare:
+            added = None if self.shortcut is None else self.shortcut(self._source(x))
+            return self._branch(x, added, self.act if self.last_act else None)
         else:
-            source, y = x, self._branch(x)
-        if self.shortcut is not None:
-            y += self.shortcut(source)
+            y = branch(x)
+            if self.shortcut is not None:
+                y += self.shortcut(self._source(x))
         return self.act(y) if self.last_act else y
+
+    def _source(self, x: Tensor) -> Tensor:
+        """What the shortcut sees: x, without the last row and column of an odd image where F's pool leaves them out."""
+        return x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2] if self.pools else x

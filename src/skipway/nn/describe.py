@@ -109,7 +109,8 @@ class _Walk:
         x = self._add("stem", _watch(alike, None, (batch_size, spec.in_channels, size, size)))
         for i, stage in enumerate(block_shapes(spec), 1):
             for j, shape in enumerate(stage, 1):
-                watched = _watch(alike, replace(shape, drop_path=float(shape.drop_path > 0) / 2), x)
+                whole = spec.drop_path_by == "sample"  # the rate changes nothing of what a block keeps
+                watched = _watch(alike, replace(shape, drop_path=float(shape.drop_path > 0) / 2) if whole else shape, x)
                 x = self._add(f"stage{i}.block{j}", watched)
                 self.skips[f"stage{i}.block{j}"] = watched.skip
         self._add("head", _watch(alike, "head", x))

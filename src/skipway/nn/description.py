@@ -94,6 +94,7 @@ def kind_of(module: nn.Module) -> str:
 
 
 KINDS = {
+    "BatchDropPath": "drop path",
     "BatchNorm2d": "norm",
     "BlurPool": "blur/2",
     "ConstantPad2d": "padding",

@@ -6,6 +6,7 @@ from torch import nn
 from skipway.network_spec import NetworkSpec
 from skipway.nn.block import Block
 from skipway.nn.layers import Scale
+from skipway.nn.stem import PatchConv
 
 
 def initialise(network: nn.Module, spec: NetworkSpec, generator: torch.Generator) -> None:
@@ -13,7 +14,8 @@ def initialise(network: nn.Module, spec: NetworkSpec, generator: torch.Generator
 
     Convolutions: normal with variance 2 / (k^2 * out channels) (He et al. 2015, arXiv:1502.01852, eq. 10, fan-out
     form; out channels of one group). Norms: weight 1, bias 0. Linear: uniform within 1 / sqrt(inputs), as torch
-    does. With `zero_init_last` the last layer of every branch starts at weight 0.
+    does. With `zero_init_last` the last layer of every branch starts at weight 0. The whitening stem starts with the
+    pixels of its patches, and draws nothing.
 
     Fixup (Zhang et al. 2019, arXiv:1901.09321, section 3.2): in each branch of m convolutions, one of L, the last
     starts at 0 and the others are multiplied by L^(-1 / (2m - 2)); the linear layer starts at 0.
@@ -35,7 +37,9 @@ def initialise(network: nn.Module, spec: NetworkSpec, generator: torch.Generator
 
 
 def _start(module: nn.Module, generator: torch.Generator) -> None:
-    if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+    if isinstance(module, PatchConv):
+        module.reset_parameters()
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
         fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5, generator=generator)
         if module.bias is not None:

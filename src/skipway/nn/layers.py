@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.network_spec import NetworkSpec
+from skipway.nn import convolution, kernels
 
 LAYER_SCALE = 1e-4  # where LayerScale starts (Touvron et al. 2021, arXiv:2103.17239: 1e-1 to 1e-6, less with depth)
 
@@ -25,6 +26,8 @@ class Conv(nn.Conv2d):
         (stride, _), (size, _) = self.stride, self.kernel_size
         if size == 1 and stride > 1 and self.in_channels < 16:  # a block of channels with AVX-512; 8 with AVX2
             return F.conv2d(input[:, :, ::stride, ::stride], weight, bias)
+        if self.training and convolution.suits(input, self):
+            return convolution.convolve(input, weight, stride, size // 2)
         return super()._conv_forward(input, weight, bias)
 
 
@@ -131,6 +134,52 @@ class DropPath(nn.Module):
         return x * (keep / (1 - self.rate))
 
 
+class BatchDropPath(nn.Module):
+    """Stochastic depth by batch: a fixed number of samples, drawn anew, has the branch; for the others it is not run.
+
+    Of B samples round(B * rate) go without, but never so many that fewer than two have it: a batch norm in the branch
+    sees those alone, and needs two. What they get is divided by their share of the batch, so that its expectation
+    over the draws is that of evaluation (Huang et al. 2016, arXiv:1603.09382; by index as in Oquab et al. 2023,
+    arXiv:2304.07193, section 5). The number is fixed by B: shapes are static. Their inputs and outputs are kept for the
+    backward pass beside those of the whole batch, so memory is saved from a rate of about 0.4 on.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def num_kept(self, batch: int) -> int:
+        """How many of so many samples have the branch."""
+        return max(batch - round(batch * self.rate), min(batch, 2))
+
+    def draw(self, x: Tensor) -> Tensor:
+        """The indices of the samples of x, (B, ...), that have the branch: (K,) int64."""
+        return torch.randperm(len(x), device=x.device)[: self.num_kept(len(x))]
+
+    def forward(self, x: Tensor, branch: Tensor, kept: Tensor) -> Tensor:
+        """x (B, C, H, W), with branch (K, C, H, W) times B / K added to the samples `kept` (K,)."""
+        factor, x = len(x) / len(kept), x.to(branch.dtype)
+        if _is_channels_last(x):  # whole rows of memory; index_add itself would give out another format
+            return _rows(x).index_add(0, kept, _rows(branch), alpha=factor).permute(0, 3, 1, 2)
+        return x.index_add(0, kept, branch, alpha=factor)
+
+
+def take(x: Tensor, indices: Tensor) -> Tensor:
+    """Some samples of x (B, C, H, W), in its memory format, which their gradient has too."""
+    if _is_channels_last(x):
+        return _rows(x).index_select(0, indices).permute(0, 3, 1, 2)
+    return x.index_select(0, indices)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C), the same memory."""
+    return x.permute(0, 2, 3, 1)
+
+
 class Scale(nn.Module):
     """Times one learnt number (SkipInit) or one a channel (LayerScale)."""
 
@@ -142,6 +191,28 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape."""
         return x * self.weight
+
+
+class MaxPool(nn.MaxPool2d):
+    """2x2 max-pool with stride 2, rounded down."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
+        return kernels.max_pool(input) if self.training and kernels.suits(input) else super().forward(input)
+
+
+def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None, added: Tensor | None = None) -> Tensor:
+    """act(norm(x) + added), in as few passes over memory as the machine allows. Same shape as x."""
+    if kernels.takes(norm, act, added, x):
+        assert isinstance(norm, nn.BatchNorm2d)
+        return kernels.norm_act(x, norm, act, added)
+    x = norm(x)
+    if added is not None:
+        x += added
+    return x if act is None else act(x)
 
 
 def make_conv(
@@ -158,13 +229,16 @@ def make_conv(
 
 def make_norm(spec: NetworkSpec, width: int, *, scaled: bool = False) -> nn.Module:
     """The norm of a spec; `scaled` is the last of a branch, where Fixup has a factor too."""
+    if spec.norm == "none":
+        if spec.init == "fixup":
+            return FixupNorm() if scaled else FixupBias()
+        return nn.Identity()
     if spec.norm == "batch":
-        return nn.BatchNorm2d(width)
-    if spec.norm == "group":
-        return nn.GroupNorm(spec.norm_groups, width)
-    if spec.init == "fixup":
-        return FixupNorm() if scaled else FixupBias()
-    return nn.Identity()
+        norm = nn.BatchNorm2d(width, momentum=spec.norm_momentum)
+    else:
+        norm = nn.GroupNorm(spec.norm_groups, width)
+    norm.weight.requires_grad_(spec.norm_scale)
+    return norm
 
 
 def make_act(spec: NetworkSpec, *, inplace: bool = True) -> nn.Module:
@@ -189,7 +263,9 @@ def make_scale(spec: NetworkSpec, width: int) -> nn.Module | None:
 
 
 def make_blur(spec: NetworkSpec) -> nn.Module:
-    """What halves the image in place of a stride."""
+    """What halves the image in place of a stride: rounded up, the maximum down."""
     if spec.blur == "blur":
         return BlurPool()
+    if spec.blur == "max":
+        return MaxPool()
     return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)

@@ -19,12 +19,13 @@ from skipway.nn.zoo import find, resolve_stem
 
 
 class Head(nn.Module):
-    """Norm and activation where pre-activation blocks left them open, global average pool, dropout, linear layer."""
+    """Norm and activation where pre-activation blocks left them open, global pool, dropout, linear layer, factor."""
 
     def __init__(self, spec: NetworkSpec):
         super().__init__()
         self.norm = make_norm(spec, spec.out_width) if spec.preact else None
         self.act = make_act(spec, inplace=False) if spec.preact else None
+        self.max_pool, self.scale = spec.head_pool == "max", spec.head_scale
         self.dropout = nn.Dropout(spec.head_dropout) if spec.head_dropout else None
         self.bias = FixupBias() if spec.init == "fixup" and spec.head == "linear" else None
         self.linear = nn.Linear(spec.out_width, spec.num_classes) if spec.head == "linear" else None
@@ -33,12 +34,13 @@ class Head(nn.Module):
         """(B, C, H, W) -> (B, C) -> (B, num_classes), or (B, C) where the head is "features"."""
         if self.norm is not None and self.act is not None:
             x = self.act(self.norm(x))
-        x = x.mean((2, 3), keepdim=True).flatten(1)
+        x = (x.amax((2, 3), keepdim=True) if self.max_pool else x.mean((2, 3), keepdim=True)).flatten(1)
         if self.linear is None:
             return x
         if self.dropout is not None:
             x = self.dropout(x)
-        return self.linear(x if self.bias is None else self.bias(x))
+        x = self.linear(x if self.bias is None else self.bias(x))
+        return x if self.scale == 1 else x * self.scale
 
 
 class ResNet(nn.Module):

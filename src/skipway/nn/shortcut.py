@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from skipway.errors import unknown
 from skipway.network_spec import NetworkSpec
-from skipway.nn.layers import make_conv, make_norm
+from skipway.nn.layers import make_conv, make_norm, norm_act
 
 
 class ZeroPad(nn.Module):
@@ -45,7 +45,7 @@ class Projection(nn.Module):
         if self.pool is not None:
             x = self.pool(x)
         x = self.conv(x)
-        return x if self.norm is None else self.norm(x)
+        return x if self.norm is None else norm_act(x, self.norm, None)
 
 
 SHORTCUTS = ("projection", "zero_pad", "project_all", "avg_pool", "none")

@@ -1,9 +1,10 @@
 """What comes before the first block, and how it follows the image size."""
 
+import torch
 from torch import Tensor, nn
 
 from skipway.network_spec import NetworkSpec
-from skipway.nn.layers import make_act, make_blur, make_conv, make_norm
+from skipway.nn.layers import make_act, make_blur, make_conv, make_norm, norm_act
 
 
 class Stem(nn.Module):
@@ -41,11 +42,54 @@ class Stem(nn.Module):
         if self.unshuffle is not None:
             x = self.unshuffle(x)
         for i in range(self.num_first):
-            x = self.act(getattr(self, f"norm{i + 1}")(getattr(self, f"conv{i + 1}")(x)))
+            x = norm_act(getattr(self, f"conv{i + 1}")(x), getattr(self, f"norm{i + 1}"), self.act)
         x = self.conv(x)
         if self.norm is not None:
-            x = self.act(self.norm(x))
+            x = norm_act(x, self.norm, self.act)
         return x if self.pool is None else self.pool(x)
+
+
+class PatchConv(nn.Conv2d):
+    """A convolution whose filters are fixed, plus and minus a basis of the patch's pixels, and whose bias is learnt.
+
+    The basis is the pixels themselves until `whiten` gives it the data's. The filters are in the state dict.
+    """
+
+    def __init__(self, channels: int, patch: int):
+        super().__init__(channels, 2 * channels * patch**2, patch)
+        self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The pixels of the patch, and a bias of 0."""
+        basis = torch.eye(self.out_channels // 2, device=self.weight.device)
+        self.set_basis(basis)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def set_basis(self, basis: Tensor) -> None:
+        """Take filters, one a row over a patch's (C, patch, patch) pixels, (d, d); their negatives come behind."""
+        self.weight.copy_(torch.cat([basis, -basis]).view_as(self.weight))
+
+
+class WhiteningStem(nn.Module):
+    """Patches under fixed filters that whiten them, then a learnt bias and the activation; no norm.
+
+    Coates and Ng 2011 (The importance of encoding versus training); as a first layer Page 2019 (How to train your
+    ResNet) and Jordan 2024, arXiv:2404.00498, section 3.2. Stride 1 and no padding: 32 pixels become 31 under
+    patches of 2x2. The activation is left to a pre-activation block that follows, as in the other stems.
+    """
+
+    def __init__(self, spec: NetworkSpec):
+        super().__init__()
+        self.conv = PatchConv(spec.in_channels, spec.stem_patch)
+        self.act = None if spec.preact else make_act(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 2 * C * patch^2, H - patch + 1, W - patch + 1)."""
+        x = self.conv(x)
+        return x if self.act is None else self.act(x)
 
 
 class ConvPool(nn.Module):
@@ -53,9 +97,9 @@ class ConvPool(nn.Module):
 
     def __init__(self, spec: NetworkSpec):
         super().__init__()
-        width = spec.stem_width
-        self.conv = make_conv(spec, width, width, 3, stride=1 if spec.blur != "none" else 2)
-        self.blur = make_blur(spec) if spec.blur != "none" else None
+        width, blurs = spec.stem_width, spec.blur in ("blur", "avg")
+        self.conv = make_conv(spec, width, width, 3, stride=1 if blurs else 2)
+        self.blur = make_blur(spec) if blurs else None
         self.norm = None if spec.preact else make_norm(spec, width)
         self.act = make_act(spec)
 
@@ -64,11 +108,11 @@ class ConvPool(nn.Module):
         x = self.conv(x)
         if self.blur is not None:
             x = self.blur(x)
-        return x if self.norm is None else self.act(self.norm(x))
+        return x if self.norm is None else norm_act(x, self.norm, self.act)
 
 
 def _make_pool(spec: NetworkSpec) -> nn.Module | None:
-    """What halves the image once more."""
+    """What halves the image once more; `blur = "max"`, which is a maximum before a block's norm, changes nothing."""
     if spec.stem_pool == "none":
         return None
     if spec.stem_pool == "conv":
@@ -91,9 +135,11 @@ SHAPES = {
     "tiered": lambda width: (3, 2, (max(3 * width // 8, 1), max(width // 2, 1), width)),
     "space_to_depth": lambda width: (3, 1, (width,)),
 }
-STEMS = (*SHAPES, "identity")
+STEMS = (*SHAPES, "whitening", "identity")
 
 
 def make_stem(spec: NetworkSpec) -> nn.Module:
     """The stem of a spec: (B, in_channels, H, W) -> (B, spec.stem_out, H', W')."""
+    if spec.stem == "whitening":
+        return WhiteningStem(spec)
     return nn.Identity() if spec.stem == "identity" else Stem(spec)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from skipway.errors import InputError
 from skipway.nn.weight_files import read_safetensors
 from skipway.nn.weights import load_state
 from skipway.run import Run, dense_copies
-from skipway.training.optim import Average
+from skipway.training.step import Learner
 
 NAME = "last.safetensors"
 
@@ -27,23 +27,17 @@ class Position:
     best_loss: float = 0.0
 
 
-def save_last(
-    run: Run,
-    position: Position,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None,
-) -> None:
+def save_last(run: Run, position: Position, learner: Learner) -> None:
     """Write the state of training."""
-    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-    if average:
-        tensors |= {f"average.{k}": v for k, v in average.network.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    tensors = {f"network.{k}": v for k, v in learner.network.state_dict().items()}
+    if learner.average:
+        tensors |= {f"average.{k}": v for k, v in learner.average.network.state_dict().items()}
+    for index, state in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     run.write_bytes(NAME, save(dense_copies(tensors), {"position": json.dumps(asdict(position))}))
 
 
-def load_last(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> Position:
+def load_last(run: Run, learner: Learner) -> Position:
     """Put the state of training back into its parts.
 
     Raises:
@@ -55,14 +49,16 @@ def load_last(run: Run, network: nn.Module, optimizer: torch.optim.Optimizer, av
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    load_state(network, part("network."), str(path))
-    if average:
-        load_state(average.network, part("average."), str(path))
+    load_state(learner.network, part("network."), str(path))
+    if learner.average:
+        load_state(learner.average.network, part("average."), str(path))
     state: dict[int, dict[str, Any]] = {}
     for key, value in part("optimizer.").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
+    for parameter, held in learner.optimizer.state.items():  # sums over another memory layout have other bits
+        held |= {k: torch.empty_like(parameter).copy_(v) for k, v in held.items() if v.shape == parameter.shape != ()}
     try:
         return Position(**json.loads(metadata["position"]))
     except (KeyError, TypeError, ValueError) as error:

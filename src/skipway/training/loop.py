@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from skipway import randomness
 from skipway.data.augmentation.augment import Augment
 from skipway.data.loader import Batch
 from skipway.data.preprocess import plain
@@ -31,18 +30,31 @@ from skipway.evaluation.pictures import curves, mistakes
 from skipway.evaluation.task import ManyLabels, OneLabel, Task, score
 from skipway.run import Run
 from skipway.training.checkpoint import Position, load_last, save_last
+from skipway.training.engine import choose_engine, engine_of
 from skipway.training.facts import bad_files_note, doctor_notes
 from skipway.training.feeding import open_loaders, settle_preprocess
-from skipway.training.finetune import freeze, frozen_note
+from skipway.training.finetune import frozen_note
 from skipway.training.loss import make_objective
-from skipway.training.machine import keep_freed_memory
-from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, StopSignals, View
 from skipway.training.start import make_network
+from skipway.training.step import Learner, Update
 from skipway.training.summary import check_same_data, circumstances, outcome, progress
 
 VAL_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What a search wants of each of its runs.
+
+    Args:
+        on_epoch: told each row of metrics.jsonl; StopRequested out of it ends the run cleanly.
+        score_test: whether the test split is scored at the end.
+    """
+
+    on_epoch: Callable[[dict[str, Any]], None] | None = None
+    score_test: bool = True
 
 
 class Trainer:
@@ -53,57 +65,48 @@ class Trainer:
         folder: the run folder.
         console: where to show progress.
         resume: whether it holds a run to go on with.
+        hooks: what a search wants.
     """
 
-    def __init__(self, plan: Plan, folder: Path, console: Console, *, resume: bool):
+    def __init__(self, plan: Plan, folder: Path, console: Console, *, resume: bool, hooks: Hooks = Hooks()):
         self.plan = dataclasses.replace(plan, given=None)  # given weights are not kept beside the network's
-        self.spec, self.device, self.console = plan.spec, plan.device, console
+        self.spec, self.device, self.console, self.hooks = plan.spec, plan.device, console, hooks
         spec = self.spec
         torch.manual_seed(spec.train.seed)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        engine, chosen = engine_of(Run.open(folder), plan) if resume else choose_engine(plan)
         preprocess = Run.open(folder).preprocess if resume else plain(plan.source, spec.data, spec.data.image_size)
         self.augment = Augment(spec.augment, preprocess, num_classes=len(plan.source.classes), seed=spec.train.seed)
         self.train_loader, self.loader = open_loaders(plan, preprocess, console)
         self.preprocess, said = (preprocess, []) if resume else settle_preprocess(plan, self.train_loader)
         network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
-        frozen = freeze(network, spec.train.freeze)
-        self.frozen = [module for part in frozen for module in part.modules]
-        self.notes = [*plan.notes, *said, *doctor_notes(plan.source, spec.data), *started]
-        self.notes += frozen_note(network, frozen, fresh=not spec.train.weights)
-        layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
-        self.layout = layout
-        self.network: nn.Module = network.to(self.device).to(memory_format=layout)
-        self.optimizer = make_optimizer(self.network, spec.train)
-        self.average = Average(self.network, spec.train.ema_decay) if spec.train.ema_decay else None
-        self.total_steps = spec.train.epochs * plan.steps_per_epoch
-        warmup = round(spec.train.warmup_epochs * plan.steps_per_epoch)
-        self.factor = schedule(spec.train, self.total_steps, warmup)
-        self.bf16 = spec.train.precision == "bf16"
         labels, num_classes = plan.source.labels, len(plan.source.classes)
         self.task: Task = OneLabel(spec.train.loss)
         if is_multilabel(plan.source):
             self.task = ManyLabels((0.5,) * num_classes)  # until the end, when validation chooses
-        self.objective = make_objective(spec.train, labels[plan.splits.train], num_classes, self.device)
+        objective = make_objective(spec.train, labels[plan.splits.train], num_classes, self.device)
+        self.learner = Learner(network, spec, engine, objective=objective, steps_per_epoch=plan.steps_per_epoch)
+        self.notes = [*plan.notes, *chosen, *said, *doctor_notes(plan.source, spec.data), *started]
+        self.notes += frozen_note(network, self.learner.frozen, fresh=not spec.train.weights)
         self.sampler = make_sampler(plan.splits.train, labels, spec.train.sampler, seed=spec.train.seed)
         self.position = Position()
         if resume:
             self.run = Run.open(folder)
             check_same_data(self.run, plan)
-            self.position = load_last(self.run, self.network, self.optimizer, self.average)
+            self.position = load_last(self.run, self.learner)
             self._forget_after(self.position)
         else:
             self.run = Run.create(folder, spec, plan.source.classes, self.preprocess)
             self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
             if isinstance(self.task, ManyLabels):
                 self.run.write_thresholds(self.task.thresholds)
+            self.run.write_text("engine.json", engine.to_json())
             self._summarise("running", {})
-            save_last(self.run, self.position, self.network, self.optimizer, self.average)
+            save_last(self.run, self.position, self.learner)
 
     def fit(self) -> Run:
         """All epochs that are left, then the end."""
         spec = self.spec
-        parameters = sum(p.numel() for p in self.network.parameters())
+        parameters = sum(p.numel() for p in self.learner.network.parameters())
         title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.run.folder}"
         notes = self.notes + bad_files_note(self.loader.bad, spec.data.bad_files)
         if self.position.epoch:
@@ -127,6 +130,8 @@ class Trainer:
                         told |= set(new)
                         for note in bad_files_note(new, spec.data.bad_files):
                             view.say(f"  {note}", style="yellow")
+                        if self.hooks.on_epoch:
+                            self.hooks.on_epoch(self.run.metrics()[-1])
             except StopRequested:
                 self._stop(view)
                 return self.run
@@ -140,7 +145,8 @@ class Trainer:
         losses, lrs, right, seen = self._steps(epoch, view, stop)
         seconds = time.perf_counter() - started
         batches = self.loader.batches(self.plan.splits.val, VAL_BATCH)
-        scores = score(self._kept(), batches, self.preprocess, task=self.task, bf16=self.bf16)
+        bf16 = self.spec.train.precision == "bf16"
+        scores = score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16)
         step_losses = torch.stack(losses).tolist()
         row = {
             "epoch": epoch,
@@ -170,8 +176,10 @@ class Trainer:
         self.run.append_lines("steps.jsonl", rows)
         self.run.append_lines("metrics.jsonl", [row])
         if is_best:
-            self.run.save_weights(self._kept().state_dict(), {"epoch": epoch, f"val_{self.task.name}": scores.main})
-        save_last(self.run, self.position, self.network, self.optimizer, self.average)
+            self.run.save_weights(
+                self.learner.kept.state_dict(), {"epoch": epoch, f"val_{self.task.name}": scores.main}
+            )
+        save_last(self.run, self.position, self.learner)
         view.end_epoch(row, self.position.best_score, is_best=is_best)
 
     def _steps(self, epoch: int, view: View, stop: StopSignals) -> tuple[list[Tensor], list[float], Tensor, int]:
@@ -186,44 +194,19 @@ class Trainer:
             stop.check()
             if len(batch.labels) == 1 < batch_size:
                 continue  # all the others could not be read, and batch norm needs two
-            step = (epoch - 1) * per_epoch + len(losses)
-            lrs.append(self.spec.train.lr * self.factor(step))
-            loss, hits = self._step(batch, epoch, step, lrs[-1])
-            losses.append(loss)
-            right = right + hits
-            seen += len(batch.labels)
-            view.step(loss, seen / (time.perf_counter() - started))
+            made = self._step(batch, epoch, (epoch - 1) * per_epoch + len(losses))
+            losses.append(made.loss)
+            lrs.append(made.lr)
+            right = right + made.right
+            seen += made.seen
+            view.step(made.loss, seen / (time.perf_counter() - started))
         stop.check()
         if not losses:
             raise InputError(f"none of the training images can be read{for_example(self.train_loader.bad)}")
         return losses, lrs, right, seen
 
-    def _step(self, batch: Batch, epoch: int, step: int, lr: float) -> tuple[Tensor, Tensor]:
-        """One update: augment, forward, backward, step. Returns the loss and how many were right."""
-        pixels = self.augment.pixels(batch, epoch).to(self.device, non_blocking=True)
-        inputs, targets = self.augment.mix(self.preprocess.normalise(pixels), batch, epoch)
-        inputs = inputs.contiguous(memory_format=self.layout)
-        targets = targets.to(self.device, non_blocking=True)
-        randomness.seed_network(seed=self.spec.train.seed, step=step)
-        self.network.train()
-        for module in self.frozen:
-            module.eval()
-        set_lr(self.optimizer, lr)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.network(inputs)
-        loss = self.objective.loss(logits, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.spec.train.grad_clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.train.grad_clip, foreach=True)
-        self.optimizer.step()
-        if self.average:
-            self.average.update(self.network, step)
-        return loss.detach(), self.objective.right(logits.detach(), targets)
-
-    def _kept(self) -> nn.Module:
-        """The network that is validated and kept: the average where there is one."""
-        return self.average.network if self.average else self.network
+    def _step(self, batch: Batch, epoch: int, step: int) -> Update:
+        return self.learner.update(batch, epoch, step, augment=self.augment, preprocess=self.preprocess)
 
     def _forget_after(self, position: Position) -> None:
         """Drop records of an epoch that did not reach its checkpoint."""
@@ -233,7 +216,7 @@ class Trainer:
     def _stop(self, view: View) -> None:
         """Leave a loadable run behind."""
         if not self.position.best_epoch:
-            self.run.save_weights(self._kept().state_dict(), {"epoch": 0, f"val_{self.task.name}": None})
+            self.run.save_weights(self.learner.kept.state_dict(), {"epoch": 0, f"val_{self.task.name}": None})
         self._draw_curves()
         self._summarise("stopped", {})
         done = f"{self.position.epoch} whole epoch{'' if self.position.epoch == 1 else 's'}"
@@ -241,7 +224,7 @@ class Trainer:
 
     def _finish(self, view: View) -> None:
         """Thresholds where there are any; the test, once, with the best weights; pictures; summary."""
-        best = self.run.network(trust_code=True).to(self.device).to(memory_format=self.layout)
+        best = self.learner.engine.place(self.run.network(trust_code=True))
         splits, source = self.plan.splits, self.plan.source
         if isinstance(self.task, ManyLabels):
             val = self._score(best, splits.val)
@@ -249,7 +232,7 @@ class Trainer:
             self.task = ManyLabels(val.best_thresholds())
             self.run.write_thresholds(self.task.thresholds)
         test = None
-        if splits.test is not None:
+        if splits.test is not None and self.hooks.score_test:
             try:
                 test = self._score(best, splits.test)
             except ReadError:
@@ -264,7 +247,9 @@ class Trainer:
         self._summarise("finished", outcome(test, self.task) | scores)
         best_score = f"validation {self.task.title} {self.position.best_score:.2%}"
         view.say(f"best epoch {self.position.best_epoch}: {best_score}")
-        if splits.test is None:
+        if not self.hooks.score_test:
+            view.say("the test split was left alone")
+        elif splits.test is None:
             view.say(f"no test split: test {self.task.title} is null")
         elif test:
             view.say(f"test {self.task.title} {test.main:.2%}", style="bold")
@@ -287,7 +272,7 @@ class Trainer:
             **progress(self.position, self.task),
             **outcome(None, self.task),
             **facts,
-            "num_parameters": sum(p.numel() for p in self.network.parameters()),
+            "num_parameters": sum(p.numel() for p in self.learner.network.parameters()),
             "time_s": round(sum(row["time_s"] for row in self.run.metrics()), 1),
             "bad_files": self.loader.bad,
             "chosen": self.notes,

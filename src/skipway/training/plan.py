@@ -18,7 +18,7 @@ from skipway.training.loss import settle_loss
 from skipway.training.machine import choose_device, computes_bf16
 from skipway.training.start import Given, measured_note, open_weights
 
-BASE_LR = {"sgd": 0.1, "adamw": 0.001, "adam": 0.001}  # for batches of 128
+BASE_LR = {"sgd": 0.1, "adamw": 0.001, "adam": 0.001, "lamb": 0.002, "muon": 0.02}  # for batches of 128
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,11 @@ def _settle_train(train: TrainSpec, num_images: int, device: torch.device) -> tu
     if train.warmup_epochs > train.epochs:
         raise InputError(f"train.warmup_epochs {train.warmup_epochs:g} is longer than the run of {train.epochs} epochs")
     if not train.lr:
-        train = dataclasses.replace(train, lr=BASE_LR[train.optimizer] * train.batch_size / 128)
-        notes.append(f"learning rate {train.lr:g} ({train.optimizer}, in proportion to the batch size)")
+        fixed = train.optimizer == "muon"  # its steps are as long whatever the gradient
+        lr = BASE_LR[train.optimizer] * (1 if fixed else train.batch_size / 128)
+        train = dataclasses.replace(train, lr=lr)
+        why = "for any batch size" if fixed else "in proportion to the batch size"
+        notes.append(f"learning rate {lr:g} ({train.optimizer}, {why})")
     if train.warmup_epochs < 0:
         share = 0.3 if train.schedule == "onecycle" else 0.05
         train = dataclasses.replace(train, warmup_epochs=share * train.epochs)

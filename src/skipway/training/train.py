@@ -1,8 +1,10 @@
 """The verb: from what was asked to a trained run."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -14,7 +16,7 @@ from skipway.nn.stem import STEMS
 from skipway.recipes import Settings, apply, compose
 from skipway.run import Run
 from skipway.spec import RunSpec
-from skipway.training.loop import Trainer
+from skipway.training.loop import Hooks, Trainer
 from skipway.training.place import claimed, find_place
 from skipway.training.plan import Plan, make_plan
 from skipway.training.start import NoWeights
@@ -31,6 +33,8 @@ def train(
     out: str | Path | None = None,
     console: Console | None = None,
     trust_code: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    score_test: bool = True,
 ) -> Run:
     """Train a residual network, or go on with an unfinished run of the same spec.
 
@@ -44,6 +48,8 @@ def train(
         out: the run folder; default: the newest unfinished run of an equal spec, else runs/<data>-<network>-<n>.
         console: where to show progress.
         trust_code: run a python: network that was not named here, but by `config` or a RunSpec.
+        on_epoch: told each epoch's row of metrics.jsonl.
+        score_test: whether the test split is scored at the end; False while settings are being chosen.
 
     Returns:
         The run. `run.summary["status"]` is "finished", or "stopped" after Ctrl-C; the same call then goes on.
@@ -75,7 +81,7 @@ def train(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return Run.open(place.folder)
     with claimed(place.folder):
-        trainer = Trainer(plan, place.folder, console, resume=place.resume)
+        trainer = Trainer(plan, place.folder, console, resume=place.resume, hooks=Hooks(on_epoch, score_test))
         del plan  # and with it the weights that were given
         return trainer.fit()
 

@@ -1,0 +1,134 @@
+"""The verb `skipway bench`, and the table that it prints. It is hung into the command in cli.py."""
+
+import dataclasses
+import json as json_text
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from skipway.flags import Flags, settings_of
+
+if TYPE_CHECKING:
+    from skipway.training.bench import Bench, Speed
+    from skipway.training.roofline import Rate
+
+console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
+
+
+def bench(
+    network: str,
+    /,
+    *,
+    seconds: float = 10.0,
+    peak_tflops: float = 0.0,
+    json: bool = False,
+    trust_code: bool = False,
+    flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
+) -> int:
+    """Measure this machine, and how fast NETWORK trains and answers on it: images/s, parts of a step, share of peak.
+
+    The run's own step on random images, with what a long run of these settings would choose. Nothing is kept.
+
+    **Examples**
+
+    `skipway bench resnet18 --image-size 32 --batch-size 256`
+
+    `skipway bench resnet50 --batch-size 32 --seconds 30 --json`
+
+    `skipway bench runs/photos-resnet18-1 --compile on`
+
+    Parameters
+    ----------
+    network
+        A name from `skipway networks`, timm:NAME, torchvision:NAME, python:module:function, or a run folder.
+    seconds
+        For training, and again for inference; three steps at the least.
+    peak_tflops
+        Hold the speeds against this peak. Default: the fastest arithmetic measured.
+    json
+        Print one JSON object.
+    trust_code
+        Run the code of a python: network that a run names.
+    """
+    from skipway.training.bench import bench as measure
+
+    settings = settings_of(flags, None)
+    with Console(stderr=True, emoji=False).status("measuring"):
+        found = measure(network, seconds=seconds, peak_tflops=peak_tflops, settings=settings, trust_code=trust_code)
+    if json:
+        print(json_text.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False))
+    else:
+        console.print(report(found), soft_wrap=True)
+    return 0
+
+
+def report(found: "Bench") -> Group:
+    """The machine's limits, then the network's speeds against them."""
+    machine, engine = found.machine, found.engine
+    memory_format = "channels last" if engine["channels_last"] else "channels first"
+    how = [engine["precision"], memory_format, "compiled" if engine["compiled"] else "not compiled"]
+    how += [f"micro-batches of {engine['micro_batch']}"] if engine["micro_batch"] else []
+    size = f"{found.image_size} pixels, batches of {found.batch_size}"
+    of = "the peak given" if found.peak == "given" else f"the fastest measured ({found.peak})"
+    return Group(
+        f"{escape(machine['device'])}, {machine['cores']} cores, {machine['threads']} threads, torch "
+        f"{machine['torch']}, Python {machine['python']}",
+        "",
+        _roofline(found),
+        "",
+        f"[bold]{escape(found.network)}[/], {found.parameters:,} parameters, {found.flops:,} FLOPs an image, {size}",
+        ", ".join(how),
+        "",
+        _speeds(found),
+        f"MFU: arithmetic of convolutions and linear layers (training: 3 x forward) as a share of "
+        f"{found.peak_tflops:.3g} TFLOP/s, {of}",
+        "",
+        "a training step: " + ", ".join(_parts(found)),
+        f"before that {found.training.warm_up_s:.1f} s of warm-up",
+    )
+
+
+def _roofline(found: "Bench") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("this machine")
+    table.add_column("precision")
+    table.add_column("median", justify="right")
+    table.add_column("", no_wrap=True)
+    for rate in found.roofline.rates:
+        mark = "  yardstick" if rate == found.roofline.yardstick else ""
+        table.add_row(
+            rate.work, rate.precision, _rate(rate), f"({rate.low:.3g} to {rate.high:.3g}, n = {rate.n}){mark}"
+        )
+    return table
+
+
+def _rate(rate: "Rate") -> str:
+    return f"{rate.value:.3g} {rate.unit}"
+
+
+def _speeds(found: "Bench") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("")
+    for column in ("images/s", "slowest to fastest", "steps", "TFLOP/s", "MFU"):
+        table.add_column(column, justify="right")
+    for name, speed in (("training", found.training), ("inference", found.inference)):
+        table.add_row(name, *_row(speed))
+    return table
+
+
+def _row(speed: "Speed") -> Iterator[str]:
+    yield f"{speed.images_per_s:,.1f}"
+    yield f"{speed.low:,.1f} to {speed.high:,.1f}"
+    yield str(speed.steps)
+    yield f"{speed.tflops:.3g}"
+    yield f"{speed.mfu:.1%}"
+
+
+def _parts(found: "Bench") -> Iterator[str]:
+    whole = sum(found.parts_ms.values())
+    for name, milliseconds in found.parts_ms.items():
+        yield f"{name} {milliseconds:,.1f} ms ({milliseconds / whole:.0%})"

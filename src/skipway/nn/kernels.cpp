@@ -1,0 +1,284 @@
+// Batch norm, addition and activation in one pass over memory, forward and backward, and 2x2 max-pool.
+//
+// An image batch is rows x channels, channels next to each other (channels_last). Sums over rows are taken in a fixed
+// number of pieces, each in fp32 by runs of 256 rows and in double above that: the bits do not depend on the threads.
+// Compiled once for the machine by kernels.py; plain C interface.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+typedef int64_t i64;
+const i64 PIECES = 64, RUN = 256;
+
+struct bf16 { uint16_t bits; };
+
+inline float load(const float* p) { return *p; }
+inline float load(const bf16* p) {
+  uint32_t u = uint32_t(p->bits) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+inline void store(float* p, float v) { *p = v; }
+inline void store(bf16* p, float v) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t u;
+  memcpy(&u, &v, 4);
+  uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  p->bits = uint16_t(v == v ? rounded : 0x7fc0);
+}
+
+inline float exp_(float x) {  // 2^n 2^f, f in [-0.5, 0.5]: relative error 2e-7
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  float y = x * 1.44269504f;
+  float n = (y + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+  float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.0f + f * (1.0f + f * (0.5f + f * (0.16666667f + f * (0.041666575f + f * (0.0083334519f + f * 0.0013888f)))));
+  int32_t e = (int32_t(n) + 127) << 23;
+  float s;
+  memcpy(&s, &e, 4);
+  return p * s;
+}
+inline float sigmoid(float z) { return 1.0f / (1.0f + exp_(-z)); }
+
+// Activations: NONE and RELU, SILU z sigmoid(z). `slope` is the derivative at z; RELU's needs the sign alone.
+enum { NONE = 0, RELU = 1, SILU = 2 };
+template <int A> inline float act(float z) { return A == RELU ? (z < 0 ? 0.0f : z) : A == SILU ? z * sigmoid(z) : z; }
+template <int A> inline float slope(float z) {
+  if (A == RELU) return z > 0 ? 1.0f : 0.0f;
+  if (A == SILU) {
+    float s = sigmoid(z);
+    return s * (1.0f + z * (1.0f - s));
+  }
+  return 1.0f;
+}
+
+template <typename T>
+void stats(const T* x, i64 rows, i64 C, double* partial, float* mean, float* var, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 piece = 0; piece < PIECES; piece++) {
+    i64 begin = rows * piece / PIECES, end = rows * (piece + 1) / PIECES;
+    double *total = partial + piece * 2 * C, *squares = total + C;
+    for (i64 c = 0; c < C; c++) total[c] = squares[c] = 0;
+    float* s = mean + C * 2 * (1 + piece);  // scratch behind mean and var: 2 C floats a piece
+    float* q = s + C;
+    for (i64 start = begin; start < end; start += RUN) {
+      i64 stop = start + RUN < end ? start + RUN : end;
+      for (i64 c = 0; c < C; c++) s[c] = q[c] = 0;
+      for (i64 r = start; r < stop; r++) {
+        const T* row = x + r * C;
+#pragma omp simd
+        for (i64 c = 0; c < C; c++) {
+          float d = load(row + c) - load(x + c);  // from the first row: small where the mean is large
+          s[c] += d;
+          q[c] += d * d;
+        }
+      }
+      for (i64 c = 0; c < C; c++) {
+        total[c] += s[c];
+        squares[c] += q[c];
+      }
+    }
+  }
+  for (i64 c = 0; c < C; c++) {
+    double total = 0, squares = 0;
+    for (i64 piece = 0; piece < PIECES; piece++) {
+      total += partial[piece * 2 * C + c];
+      squares += partial[piece * 2 * C + C + c];
+    }
+    double m = total / rows, v = squares / rows - m * m;
+    mean[c] = float(m + load(x + c));
+    var[c] = float(v > 0 ? v : v == v ? 0 : v);
+  }
+}
+
+// y = act(x scale + shift [+ added])
+template <typename T, int A>
+void apply(const T* x, const T* added, T* y, i64 rows, i64 C, const float* scale, const float* shift, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 r = 0; r < rows; r++) {
+    const T *a = x + r * C, *b = added + r * C;
+    T* out = y + r * C;
+    if (added) {
+#pragma omp simd
+      for (i64 c = 0; c < C; c++) store(out + c, act<A>(load(a + c) * scale[c] + shift[c] + load(b + c)));
+    } else {
+#pragma omp simd
+      for (i64 c = 0; c < C; c++) store(out + c, act<A>(load(a + c) * scale[c] + shift[c]));
+    }
+  }
+}
+
+// dz = dy act'(z), and by channel the sums of dz and of dz (x - mean). RELU reads the sign of y, the others z itself.
+template <typename T, int A>
+void slopes(const T* dy, const T* x, const T* y, const T* added, T* dz, i64 rows, i64 C, const float* scale,
+            const float* shift, const float* mean, double* partial, float* sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 piece = 0; piece < PIECES; piece++) {
+    i64 begin = rows * piece / PIECES, end = rows * (piece + 1) / PIECES;
+    double *total = partial + piece * 2 * C, *along = total + C;
+    for (i64 c = 0; c < C; c++) total[c] = along[c] = 0;
+    float* s = sums + C * 2 * (1 + piece);
+    float* q = s + C;
+    for (i64 start = begin; start < end; start += RUN) {
+      i64 stop = start + RUN < end ? start + RUN : end;
+      for (i64 c = 0; c < C; c++) s[c] = q[c] = 0;
+      for (i64 r = start; r < stop; r++) {
+        const T *g = dy + r * C, *a = x + r * C, *o = y + r * C, *b = added + r * C;
+        T* out = dz + r * C;
+#define LOOP(Z)                                   \
+  _Pragma("omp simd") for (i64 c = 0; c < C; c++) { \
+    store(out + c, load(g + c) * slope<A>(Z));    \
+    float d = load(out + c);                      \
+    s[c] += d;                                    \
+    q[c] += d * (load(a + c) - mean[c]);          \
+  }
+        if (A == RELU) LOOP(load(o + c))
+        else if (added) LOOP(load(a + c) * scale[c] + shift[c] + load(b + c))
+        else LOOP(load(a + c) * scale[c] + shift[c])
+#undef LOOP
+      }
+      for (i64 c = 0; c < C; c++) {
+        total[c] += s[c];
+        along[c] += q[c];
+      }
+    }
+  }
+  for (i64 c = 0; c < C; c++) {
+    double total = 0, along = 0;
+    for (i64 piece = 0; piece < PIECES; piece++) {
+      total += partial[piece * 2 * C + c];
+      along += partial[piece * 2 * C + C + c];
+    }
+    sums[c] = float(total);
+    sums[C + c] = float(along);
+  }
+}
+
+// dx = dz by + (x - mean) along + rest; dx may be dz.
+template <typename T>
+void finish(const T* dz, const T* x, T* dx, i64 rows, i64 C, const float* by, const float* along, const float* rest,
+            const float* mean, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 r = 0; r < rows; r++) {
+    const T *g = dz + r * C, *a = x + r * C;
+    T* out = dx + r * C;
+#pragma omp simd
+    for (i64 c = 0; c < C; c++) store(out + c, load(g + c) * by[c] + (load(a + c) - mean[c]) * along[c] + rest[c]);
+  }
+}
+
+// The largest of 2x2 pixels and which it was; odd edges are left out. The first of equals counts; NaN wins.
+template <typename T>
+void pool(const T* x, T* y, uint8_t* which, i64 B, i64 H, i64 W, i64 C, int threads) {
+  i64 h = H / 2, w = W / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 i = 0; i < B * h; i++) {
+    const T* top = x + ((i / h) * H + i % h * 2) * W * C;
+    for (i64 j = 0; j < w; j++) {
+      const T* p = top + 2 * j * C;
+      T* out = y + (i * w + j) * C;
+      uint8_t* k = which + (i * w + j) * C;
+#pragma omp simd
+      for (i64 c = 0; c < C; c++) {
+        float best = load(p + c);
+        int at = 0;
+        for (int n = 1; n < 4; n++) {
+          float v = load(p + (n / 2 * W + n % 2) * C + c);
+          bool larger = (v > best) | (v != v);
+          best = larger ? v : best;
+          at = larger ? n : at;
+        }
+        store(out + c, best);
+        k[c] = uint8_t(at);
+      }
+    }
+  }
+}
+
+template <typename T>
+void unpool(const T* dy, const uint8_t* which, T* dx, i64 B, i64 H, i64 W, i64 C, int threads) {
+  i64 h = H / 2, w = W / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 i = 0; i < B * H; i++) {
+    i64 row = i % H, image = i / H;
+    T* out = dx + i * W * C;
+    if (row / 2 >= h) {
+      memset(out, 0, sizeof(T) * W * C);
+      continue;
+    }
+    const i64 base = (image * h + row / 2) * w * C;
+    for (i64 j = 0; j < w; j++) {
+      const T* g = dy + base + j * C;
+      const uint8_t* k = which + base + j * C;
+      uint8_t left = uint8_t(row % 2 * 2);
+      T *a = out + 2 * j * C, *b = a + C;
+#pragma omp simd
+      for (i64 c = 0; c < C; c++) {
+        float v = load(g + c);
+        store(a + c, k[c] == left ? v : 0.0f);
+        store(b + c, k[c] == left + 1 ? v : 0.0f);
+      }
+    }
+    if (W % 2) memset(out + (W - 1) * C, 0, sizeof(T) * C);
+  }
+}
+
+}  // namespace
+
+// What Python calls. `half`: bf16 pixels, else fp32; pointers that may be null are `added` and `y`.
+#define PIXELS(CALL)               \
+  if (half) {                      \
+    typedef bf16 T;                \
+    CALL;                          \
+  } else {                         \
+    typedef float T;               \
+    CALL;                          \
+  }
+#define ACTS(CALL)                 \
+  if (kind == RELU) {              \
+    const int A = RELU;            \
+    PIXELS(CALL)                   \
+  } else if (kind == SILU) {       \
+    const int A = SILU;            \
+    PIXELS(CALL)                   \
+  } else {                         \
+    const int A = NONE;            \
+    PIXELS(CALL)                   \
+  }
+
+extern "C" {
+
+i64 scratch_pieces() { return PIECES; }
+
+void norm_stats(i64 half, const void* x, i64 rows, i64 C, double* partial, float* mean_var, i64 threads) {
+  PIXELS(stats((const T*)x, rows, C, partial, mean_var, mean_var + C, threads))
+}
+
+void norm_apply(i64 half, i64 kind, const void* x, const void* added, void* y, i64 rows, i64 C, const float* scale,
+                const float* shift, i64 threads) {
+  ACTS((apply<T, A>((const T*)x, (const T*)added, (T*)y, rows, C, scale, shift, threads)))
+}
+
+void norm_slopes(i64 half, i64 kind, const void* dy, const void* x, const void* y, const void* added, void* dz,
+                 i64 rows, i64 C, const float* scale, const float* shift, const float* mean, double* partial,
+                 float* sums, i64 threads) {
+  ACTS((slopes<T, A>((const T*)dy, (const T*)x, (const T*)y, (const T*)added, (T*)dz, rows, C, scale, shift, mean,
+                     partial, sums, threads)))
+}
+
+void norm_finish(i64 half, const void* dz, const void* x, void* dx, i64 rows, i64 C, const float* by,
+                 const float* along, const float* rest, const float* mean, i64 threads) {
+  PIXELS(finish((const T*)dz, (const T*)x, (T*)dx, rows, C, by, along, rest, mean, threads))
+}
+
+void max_pool(i64 half, const void* x, void* y, uint8_t* which, i64 B, i64 H, i64 W, i64 C, i64 threads) {
+  PIXELS(pool((const T*)x, (T*)y, which, B, H, W, C, threads))
+}
+
+void max_unpool(i64 half, const void* dy, const uint8_t* which, void* dx, i64 B, i64 H, i64 W, i64 C, i64 threads) {
+  PIXELS(unpool((const T*)dy, which, (T*)dx, B, H, W, C, threads))
+}
+}

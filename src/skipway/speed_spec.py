@@ -1,0 +1,31 @@
+"""How fast a run goes: what the machine is asked to do, and tricks that spend less arithmetic on an epoch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from skipway.fields import check, option
+
+
+@dataclass(frozen=True)
+class SpeedSpec:
+    """The engine's choices (left open, it measures and says what it took), then tricks, each off by default."""
+
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "compile the network; auto: where there is a compiler and the run is long enough to pay for it"
+    )
+    micro_batch: int = option(0, "images that go through the network at a time; 0: as many as fit the memory", low=0)
+    threads: int = option(0, "threads on the CPU; 0: one a core", low=0, high=4096)
+    start_size: int = option(0, "pixels a side in the first epochs, growing to image_size; 0: full size at once", low=0)
+    full_size: float = option(0.3, "start_size: share of the run, at its end, at full size", low=0, high=1)
+    keep_hard: float = option(
+        1.0, "share of a batch that is learnt from: the images with the largest loss", low=0.01, high=1
+    )
+    hard_by: Literal["network", "proxy"] = option(
+        "proxy", "keep_hard: whose loss says what is hard, the network's own or a small one's that learns beside it"
+    )
+    freeze_norms: float = option(
+        1.0, "share of the run after which batch norms use their running statistics", low=0, high=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "speed")

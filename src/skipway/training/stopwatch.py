@@ -1,0 +1,112 @@
+"""Stop-watches: seconds of repeats and of steps, and of the parts of a training step."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from skipway.training.step import Learner
+
+WARM_UP = 3  # steps
+REPEATS = 7
+LEAST = 3  # repeats or steps, however long they take
+PATIENCE = 2.0  # seconds, after which the least of the repeats will do
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of the warm-up together, and of each step after it."""
+
+    warm_up: float
+    steps: tuple[float, ...]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given; the CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def repeated(run: Callable[[], object], device: torch.device) -> list[float]:
+    """Seconds of each repeat, after one that is not counted."""
+    seconds: list[float] = []
+    run()
+    synchronise(device)
+    while len(seconds) < REPEATS and (len(seconds) < LEAST or sum(seconds) < PATIENCE):
+        started = time.perf_counter()
+        run()
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def timed(run: Callable[[], object], device: torch.device, seconds: float) -> Timed:
+    """Warm-up steps, then steps for so long."""
+    started = time.perf_counter()
+    for _ in range(WARM_UP):
+        run()
+    synchronise(device)
+    begun = last = time.perf_counter()
+    warm_up, steps = begun - started, []
+    while len(steps) < LEAST or last - begun < seconds:
+        run()
+        synchronise(device)
+        steps.append(time.perf_counter() - last)
+        last += steps[-1]
+    return Timed(warm_up, tuple(steps))
+
+
+def parts_of(learner: Learner, step: Callable[[], object], seconds: float) -> dict[str, float]:
+    """Medians of the parts of a training step, in milliseconds, watched at the network's calls and the optimizer's.
+
+    Args:
+        learner: what learns.
+        step: one update of it a call.
+        seconds: for so long, three steps at the least.
+
+    Returns:
+        input (augmentation, normalisation), forward, backward (and the loss), update.
+    """
+    device = learner.engine.device
+    forward, marks, rows = learner.forward, {"first": 0.0, "forward": 0.0, "optimizer": 0.0}, []
+
+    def now() -> float:
+        synchronise(device)
+        return time.perf_counter()
+
+    def watched(inputs: Tensor) -> Tensor:
+        started = now()
+        marks["first"] = marks["first"] or started
+        outputs = forward(inputs)
+        marks["forward"] += now() - started
+        return outputs
+
+    hook = learner.optimizer.register_step_pre_hook(lambda *_: marks.update(optimizer=now()))
+    learner.forward = watched
+    begun = now()
+    while len(rows) < LEAST or now() - begun < seconds:
+        marks.update(first=0.0, forward=0.0)
+        started = now()
+        step()
+        end, first, optimizer = now(), marks["first"], marks["optimizer"]
+        rows.append((first - started, marks["forward"], optimizer - first - marks["forward"], end - optimizer))
+    learner.forward = forward
+    hook.remove()
+    names = ("input", "forward", "backward", "update")
+    return {name: 1000 * statistics.median(part) for name, part in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's, or the processor's as Linux names it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or str(device)
+    return next((row.partition(":")[2].strip() for row in lines if row.startswith("model name")), str(device))
