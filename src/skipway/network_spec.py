@@ -48,6 +48,7 @@ class NetworkSpec:
         "and 3x3; patches whitened by the data; nothing. auto: by the image size (up to 64 pixels: cifar)",
     )
     stem_patch: int = option(2, "whitening stem: pixels a side of a patch", low=1, high=16)
+    stem_stride: int = option(1, "whitening stem: pixels from patch to patch", low=1, high=16)
     stem_width: int = option(
         16, "channels of the stem (identity: the image's; whitening: 2 * its channels * patch^2)", low=1, high=65536
     )
@@ -124,6 +125,8 @@ class NetworkSpec:
         total = STEM_DOWNSAMPLING.get(self.stem, 1)
         if self.stem_pool == "none" and self.stem != "space_to_depth" and total > 1:
             total //= 2
+        if self.stem == "whitening":
+            total = self.stem_stride
         for stage in self.stages:
             total *= stage.stride
         return total
@@ -131,14 +134,21 @@ class NetworkSpec:
     @property
     def smallest_image(self) -> int:
         """Pixels a side of the smallest image that leaves the last feature map a pixel."""
-        return self.downsampling + (self.stem_patch - 1 if self.stem == "whitening" else 0)
+        if self.stem != "whitening":
+            return self.downsampling
+        return (self._strides - 1) * self.stem_stride + self.stem_patch
 
     def last_map(self, image_size: int) -> int:
         """Pixels a side of the last feature map. Halves are rounded up, in the blocks down where blur is "max"."""
-        size = image_size - self.smallest_image + self.downsampling
-        strides = math.prod(stage.stride for stage in self.stages)
-        after_stem = -(-size // (self.downsampling // strides))
+        strides = self._strides
+        after_stem = -(-image_size // (self.downsampling // strides))
+        if self.stem == "whitening":
+            after_stem = (image_size - self.stem_patch) // self.stem_stride + 1
         return after_stem // strides if self.blur == "max" else -(-after_stem // strides)
+
+    @property
+    def _strides(self) -> int:
+        return math.prod(stage.stride for stage in self.stages)
 
     @property
     def norm_widths(self) -> tuple[int, ...]:

@@ -13,6 +13,9 @@ class SpeedSpec:
     compile: Literal["auto", "on", "off"] = option(
         "auto", "compile the network; auto: where there is a compiler and the run is long enough to pay for it"
     )
+    kernels: Literal["auto", "on", "off"] = option(
+        "auto", "skipway's own kernels for batch norm, addition and activation on the CPU; auto: where they can be made"
+    )
     micro_batch: int = option(0, "images that go through the network at a time; 0: as many as fit the memory", low=0)
     threads: int = option(0, "threads on the CPU; 0: one a core", low=0, high=4096)
     start_size: int = option(0, "pixels a side in the first epochs, growing to image_size; 0: full size at once", low=0)

@@ -83,6 +83,8 @@ def test_filters_depend_on_neither_the_order_of_images_nor_their_sign():
         found.append(network.state_dict()["stem.conv.weight"])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
+    for row in found[0].flatten(1)[:12]:
+        assert next(value for value in row.tolist() if abs(value) >= row.abs().max() / 2) > 0
     again = skipway.build(SPEC)
     whiten(again, images)
     assert torch.equal(again.state_dict()["stem.conv.weight"], found[0])

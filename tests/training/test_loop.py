@@ -216,14 +216,18 @@ def test_finished_run_is_never_overwritten(photos, tmp_path):
 def test_test_split_is_read_once_at_the_end(tmp_path, monkeypatch):
     data = make_photos(tmp_path / "p", splits=("train", "val", "test"))
     sizes = []
-    score = loop.score
 
-    def spy(network, batches, preprocess, **options):
-        scores = score(network, batches, preprocess, **options)
-        sizes.append((int(scores.indices.min()), len(scores.labels)))
-        return scores
+    def spied(score):
+        def spy(network, batches, preprocess, **options):
+            found = score(network, batches, preprocess, **options)
+            scores = found[0] if isinstance(found, tuple) else found
+            sizes.append((int(scores.indices.min()), len(scores.labels)))
+            return found
 
-    monkeypatch.setattr(loop, "score", spy)
+        return spy
+
+    monkeypatch.setattr(loop, "score", spied(loop.score))
+    monkeypatch.setattr(loop, "score_with_tta", spied(loop.score_with_tta))
     run_tiny(data, tmp_path / "run")
     assert sizes == [(40, 40), (40, 40), (80, 40)]  # validation twice, then the test, once
 

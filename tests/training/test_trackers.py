@@ -69,7 +69,7 @@ def in_tensorboard(run: Run) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(run.folder / "tensorboard"), {"scalars": 0, "tensors": 0, "images": 0})
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}  # pyrefly: ignore[not-iterable]
 
 
 def in_mlflow(run: Run) -> dict[str, list[tuple[int, float]]]:
@@ -90,7 +90,7 @@ def mlflow_run(run: Run) -> tuple[Any, Any]:
 def wandb_records(run: Run) -> Iterator[Any]:
     """The records of all folders of the run, by W&B's own protocol; the framing is that of LevelDB's logs."""
     import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyrefly: ignore[missing-module-attribute]
 
     wandb.teardown()  # its own process writes a little later
     for file in sorted(

@@ -47,7 +47,7 @@ class _Convolution(torch.autograd.Function):
         return _apart(F.conv2d(_strips(x, images, width + padding), weight, None, 1, padding), images, width)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy):  # pyrefly: ignore[bad-override]
         x, weight = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         dx = _input_gradient(dy, x, weight, ctx.stride, ctx.padding) if wants_x else None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from skipway.cache import cache_folder, written_beside
+from skipway.cache import cache_folder, sweep, written_beside
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-std=c++17", "-Wall")
@@ -42,24 +42,32 @@ def load() -> str:
     runtime = _openmp()
     if runtime is None:
         return "PyTorch's OpenMP was not found"
-    compiler = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
     text = SOURCE.read_bytes()
     key = hashlib.sha256(b"\0".join([text, repr(FLAGS).encode(), _cpu().encode(), runtime.name.encode()])).hexdigest()
     path = cache_folder() / "kernels" / f"{key[:24]}.so"
+    ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)  # one pool of threads with PyTorch
     try:
-        if not path.exists():
+        made = _opened(path)
+        if made is None:
+            compiler = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
             if compiler is None:
                 return "there is no C++ compiler"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
             with written_beside(path) as beside:
                 _compile(compiler, runtime, beside)
-        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)  # one pool of threads with PyTorch
-        made = ctypes.CDLL(str(path))
+            made = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return f"they could not be made ({str(error).strip().splitlines()[-1][:200]})"
     made.scratch_pieces.restype = ctypes.c_int64
     library = made
     return ""
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    """The library that was made before; None where there is none, or a damaged one."""
+    with contextlib.suppress(OSError):
+        return ctypes.CDLL(str(path))
+    return None
 
 
 def _compile(compiler: str, runtime: Path, target: Path) -> None:
@@ -183,7 +191,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy, *_):
+    def backward(ctx, dy, *_):  # pyrefly: ignore[bad-override]
         x, mean, inverse, scale, shift, kept = ctx.saved_tensors
         pixels = _Pixels(x)
         dy = dy.contiguous(memory_format=torch.channels_last)
@@ -241,7 +249,7 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx, dy):  # pyrefly: ignore[bad-override]
         (which,) = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
         dy = dy.contiguous(memory_format=torch.channels_last)

@@ -55,8 +55,8 @@ class PatchConv(nn.Conv2d):
     The basis is the pixels themselves until `whiten` gives it the data's. The filters are in the state dict.
     """
 
-    def __init__(self, channels: int, patch: int):
-        super().__init__(channels, 2 * channels * patch**2, patch)
+    def __init__(self, channels: int, patch: int, stride: int):
+        super().__init__(channels, 2 * channels * patch**2, patch, stride)
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
@@ -77,17 +77,18 @@ class WhiteningStem(nn.Module):
     """Patches under fixed filters that whiten them, then a learnt bias and the activation; no norm.
 
     Coates and Ng 2011 (The importance of encoding versus training); as a first layer Page 2019 (How to train your
-    ResNet) and Jordan 2024, arXiv:2404.00498, section 3.2. Stride 1 and no padding: 32 pixels become 31 under
-    patches of 2x2. The activation is left to a pre-activation block that follows, as in the other stems.
+    ResNet) and Jordan 2024, arXiv:2404.00498, section 3.2. No padding: with stride 1, 32 pixels become 31 under
+    patches of 2x2; with stride 2, 15 under patches of 4x4. The activation is left to a pre-activation block that
+    follows, as in the other stems.
     """
 
     def __init__(self, spec: NetworkSpec):
         super().__init__()
-        self.conv = PatchConv(spec.in_channels, spec.stem_patch)
+        self.conv = PatchConv(spec.in_channels, spec.stem_patch, spec.stem_stride)
         self.act = None if spec.preact else make_act(spec)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 * C * patch^2, H - patch + 1, W - patch + 1)."""
+        """(B, C, H, W) -> (B, 2 * C * patch^2, (H - patch) // stride + 1, ...)."""
         x = self.conv(x)
         return x if self.act is None else self.act(x)
 

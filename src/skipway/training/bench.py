@@ -262,7 +262,7 @@ def _answerer(trainer: Trainer, batch: Batch) -> Callable[[], torch.Tensor]:
 
     @torch.inference_mode()
     def answer() -> torch.Tensor:
-        with engine.precision():
+        with engine.computing():
             return network(inputs)
 
     return answer

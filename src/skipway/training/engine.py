@@ -6,16 +6,18 @@ answer on the same machine, and written into the run (engine.json), so that a ru
 
 import contextlib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError
+from skipway.network_spec import NetworkSpec
+from skipway.nn import kernels
+from skipway.nn.describe import describe
 from skipway.run import Run
-from skipway.training.machine import keep_freed_memory
+from skipway.training.machine import keep_freed_memory, memory_of
 from skipway.training.plan import Plan
 
 
@@ -28,6 +30,7 @@ class Engine:
         bf16: autocast to bfloat16 over fp32 weights.
         channels_last: memory format of images and weights.
         compiled: whether the network goes through torch.compile.
+        kernels: whether skipway's own kernels take norms, additions and activations.
         micro_batch: images at a time; 0: the whole batch.
         threads: on the CPU.
     """
@@ -36,6 +39,7 @@ class Engine:
     bf16: bool
     channels_last: bool
     compiled: bool = False
+    kernels: bool = False
     micro_batch: int = 0
     threads: int = 0
 
@@ -56,47 +60,94 @@ class Engine:
         """How the network is called in training: itself, or its compiled form, which shares its weights."""
         return torch.compile(network, dynamic=False) if self.compiled else network
 
-    def precision(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
-        if not self.bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """The context of a forward pass: its precision, and whose kernels."""
+        with kernels.used(self.kernels), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            yield
 
     def to_json(self) -> str:
         """The choices that a run keeps."""
         return json.dumps({name: getattr(self, name) for name in KEPT})
 
 
-KEPT = ("compiled", "micro_batch", "threads")
+KEPT = ("compiled", "kernels", "micro_batch", "threads")
+COMPILE_PAYS = 2e17  # FLOPs of a run on an accelerator from which compiling it, about a minute, is worth it
+FILLS = 0.6  # share of the memory that a step's activations may take
 
 
 def engine_of(run: Run, plan: Plan) -> tuple[Engine, list[str]]:
     """The engine that a run began with.
 
     Raises:
-        InputError: its engine.json is damaged.
+        InputError: its engine.json is damaged, or it began with kernels that cannot be had any more.
     """
     chosen, _ = choose_engine(plan)
     path = run.folder / "engine.json"
     try:
         kept = json.loads(run.read_text(path.name))
-        return replace(chosen, **{name: type(getattr(chosen, name))(kept[name]) for name in KEPT}), []
+        engine = replace(chosen, **{name: type(getattr(chosen, name))(kept[name]) for name in KEPT})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error
+    if engine.kernels and (why := kernels.load()):
+        raise InputError(f"{run.folder} began with skipway's kernels, without which its bits would differ, and {why}")
+    return engine, []
 
 
 def choose_engine(plan: Plan) -> tuple[Engine, list[str]]:
-    """What a new run is computed with, and a sentence for what was chosen."""
+    """What a new run is computed with, and a sentence for what was chosen.
+
+    Raises:
+        InputError: something was asked for that cannot be had.
+    """
     train, speed = plan.spec.train, plan.spec.speed
-    compiled, why = _choose_compile(plan)
-    threads = speed.threads or (torch.get_num_threads() if plan.device.type == "cpu" else 0)
-    engine = Engine(plan.device, train.precision == "bf16", train.channels_last, compiled, speed.micro_batch, threads)
-    return engine, [why] if why else []
+    on_cpu = plan.device.type == "cpu"
+    threads = speed.threads or (torch.get_num_threads() if on_cpu else 0)
+    flops, bytes_an_image = _work(plan)
+    compiled = speed.compile == "on" or (speed.compile == "auto" and not on_cpu and flops > COMPILE_PAYS)
+    own, said = _choose_kernels(plan, compiled=compiled)
+    micro = speed.micro_batch or _fitting(train.batch_size, bytes_an_image, plan.device)
+    micro = 0 if micro >= train.batch_size else micro
+    if micro and not speed.micro_batch:
+        said.append(f"{micro} images at a time, which fit the memory; batch norm sees those")
+    if compiled:
+        said.append("the network is compiled: the first step takes longer")
+    engine = Engine(
+        plan.device,
+        bf16=train.precision == "bf16",
+        channels_last=train.channels_last,
+        compiled=compiled,
+        kernels=own,
+        micro_batch=micro,
+        threads=threads,
+    )
+    return engine, said
 
 
-def _choose_compile(plan: Plan) -> tuple[bool, str]:
-    """Whether to compile, and why."""
-    speed = plan.spec.speed
-    if speed.compile != "auto":
-        return speed.compile == "on", ""
-    return False, ""
+def _choose_kernels(plan: Plan, *, compiled: bool) -> tuple[bool, list[str]]:
+    asked = plan.spec.speed.kernels
+    if asked == "off" or (asked == "auto" and (plan.device.type != "cpu" or compiled)):
+        return False, []
+    why = "they are for the CPU" if plan.device.type != "cpu" else kernels.load()
+    if not why:
+        return True, []
+    if asked == "on":
+        raise InputError(f"speed.kernels on cannot be had: {why}")
+    return False, [f"without skipway's own kernels, which are faster: {why}"]
+
+
+def _work(plan: Plan) -> tuple[float, float]:
+    """FLOPs of the run, and bytes that a training step keeps for one image in fp32; 0 where that is not known."""
+    if not isinstance(plan.spec.network, NetworkSpec):
+        return 0.0, 0.0
+    counted = describe(plan.spec.network, image_size=plan.spec.data.image_size)
+    return 3.0 * counted.flops * len(plan.splits.train) * plan.spec.train.epochs, counted.activation_bytes
+
+
+def _fitting(batch_size: int, bytes_an_image: float, device: torch.device) -> int:
+    """The batch, or the largest even part of it whose activations fit."""
+    room = FILLS * memory_of(device)
+    parts = 1
+    while batch_size / parts > 1 and batch_size / parts * bytes_an_image > room:
+        parts += 1
+    return -(-batch_size // parts)

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from skipway.data.augmentation.crop import source_size
 from skipway.data.loader import Loader, make_loader
-from skipway.data.preprocess import Preprocess, normalised
+from skipway.data.preprocess import Preprocess, normalised, scored_size
 from skipway.training.plan import Plan
 
 
 def open_loaders(plan: Plan, preprocess: Preprocess, console: Console) -> tuple[Loader, Loader]:
     """The loaders of training images and of all others; what is asked for in every epoch is kept, where that can be.
 
-    They are one and the same, but where random crops are cut out of training images that are larger.
+    They are one and the same, but where random crops are cut out of training images that are larger, and where
+    the network is scored at a size of its own.
 
     Args:
         plan: whose source and settings.
@@ -28,11 +29,12 @@ def open_loaders(plan: Plan, preprocess: Preprocess, console: Console) -> tuple[
         InputError: a cache was asked for and cannot be made.
     """
     train, val = plan.splits.train, plan.splits.val
-    held = source_size(plan.spec.augment, plan.source.size, preprocess.image_size)
-    if held == preprocess.image_size:
-        loader = _open(plan, preprocess, console, torch.cat([train, val]))
+    scored = preprocess.resized(scored_size(plan.spec.data))
+    held = source_size(plan.spec.augment, plan.source.size, plan.spec.data.image_size)
+    if held == scored.image_size:
+        loader = _open(plan, scored, console, torch.cat([train, val]))
         return loader, loader
-    others = _open(plan, preprocess, console, val)
+    others = _open(plan, scored, console, val)
     larger = _open(plan, preprocess.resized(held), console, train)
     others.bad.update(larger.bad)
     larger.bad = others.bad  # one list of what could not be read
@@ -70,4 +72,4 @@ def settle_preprocess(plan: Plan, loader: Loader) -> tuple[Preprocess, list[str]
     """
     given = plan.given.normalisation if plan.given else None
     settled, said = normalised(loader, plan.splits.train, plan.spec.data, given)
-    return settled.resized(plan.spec.data.image_size), [said] if said else []
+    return settled.resized(scored_size(plan.spec.data)), [said] if said else []

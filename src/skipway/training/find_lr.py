@@ -12,26 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from skipway.data.augmentation.augment import Augment
 from skipway.data.loader import Batch, Loader
-from skipway.data.preprocess import plain
 from skipway.data.sampler import make_sampler
 from skipway.errors import InputError, for_example
 from skipway.figures import png
 from skipway.recipes import Settings
 from skipway.spec import RunSpec
 from skipway.training.asked import asked_spec
-from skipway.training.engine import choose_engine
-from skipway.training.feeding import open_loaders, settle_preprocess
-from skipway.training.loss import make_objective
+from skipway.training.assemble import assemble
 from skipway.training.place import run_stem
 from skipway.training.plan import Plan, make_plan
-from skipway.training.start import make_network
-from skipway.training.step import Learner
 
 STEPS, FEWEST = 150, 20
 BELOW, ABOVE = 1e-3, 1e2  # the rates tried, as multiples of the optimizer's usual one
@@ -161,23 +154,15 @@ def _train(plan: Plan, rates: Sequence[float], progress: Progress) -> tuple[list
     speed = replace(plan.spec.speed, compile="off", start_size=0, freeze_norms=1.0)
     spec = replace(plan.spec, train=train, speed=speed)
     plan = replace(plan, spec=spec)
-    torch.manual_seed(train.seed)
-    engine, _ = choose_engine(plan)
-    preprocess = plain(plan.source, spec.data, spec.data.image_size)
-    labels, num_classes = plan.source.labels, len(plan.source.classes)
-    augment = Augment(spec.augment, preprocess, num_classes=num_classes, seed=train.seed)
-    loader, others = open_loaders(plan, preprocess, Console(stderr=True))
-    with closing(loader), closing(others):
-        preprocess, _ = settle_preprocess(plan, loader)
-        network, _ = make_network(spec, plan.given, plan.source.classes)
-        objective = make_objective(train, labels[plan.splits.train], num_classes, plan.device)
-        learner = Learner(network, spec, engine, objective=objective, steps_per_epoch=plan.steps_per_epoch)
+    parts = assemble(plan, Console(stderr=True))
+    learner, loader = parts.learner, parts.train_loader
+    with closing(loader), closing(parts.loader):
         learner.factor = lambda step: rates[step]
         batches = _batches(plan, loader, epochs)
 
         def step(number: int) -> float:
             epoch, batch = next(batches)
-            made = learner.update(batch, epoch, number, augment=augment, preprocess=preprocess)
+            made = learner.update(batch, epoch, number, augment=parts.augment, preprocess=parts.preprocess)
             return made.loss.item()
 
         return sweep(step, len(rates), progress)

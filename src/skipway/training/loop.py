@@ -5,6 +5,7 @@
 Best is chosen on validation; the test split is touched once, at the end.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -17,9 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from skipway.data.augmentation.augment import Augment
 from skipway.data.loader import Batch
-from skipway.data.preprocess import plain
 from skipway.data.sampler import make_sampler
 from skipway.data.source import is_multilabel
 from skipway.data.split import write_split
@@ -27,19 +26,16 @@ from skipway.errors import InputError, ReadError, for_example
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
-from skipway.evaluation.task import ManyLabels, OneLabel, Task, score
+from skipway.evaluation.task import ManyLabels, OneLabel, Task, score, score_with_tta
 from skipway.run import Run
+from skipway.training.assemble import assemble
 from skipway.training.checkpoint import Position, load_last, save_last
-from skipway.training.engine import choose_engine, engine_of
-from skipway.training.facts import bad_files_note, doctor_notes
-from skipway.training.feeding import open_loaders, settle_preprocess
-from skipway.training.finetune import frozen_note
-from skipway.training.loss import make_objective
+from skipway.training.facts import bad_files_note
 from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, StopSignals, View
-from skipway.training.start import make_network
-from skipway.training.step import Learner, Update
+from skipway.training.step import Update
 from skipway.training.summary import check_same_data, circumstances, outcome, progress
+from skipway.training.trackers import need_trackers, open_trackers
 
 VAL_BATCH = 256
 
@@ -72,21 +68,14 @@ class Trainer:
         self.plan = dataclasses.replace(plan, given=None)  # given weights are not kept beside the network's
         self.spec, self.device, self.console, self.hooks = plan.spec, plan.device, console, hooks
         spec = self.spec
-        torch.manual_seed(spec.train.seed)
-        engine, chosen = engine_of(Run.open(folder), plan) if resume else choose_engine(plan)
-        preprocess = Run.open(folder).preprocess if resume else plain(plan.source, spec.data, spec.data.image_size)
-        self.augment = Augment(spec.augment, preprocess, num_classes=len(plan.source.classes), seed=spec.train.seed)
-        self.train_loader, self.loader = open_loaders(plan, preprocess, console)
-        self.preprocess, said = (preprocess, []) if resume else settle_preprocess(plan, self.train_loader)
-        network, started = make_network(spec, None if resume else plan.given, plan.source.classes)
+        need_trackers(spec.train.track)
+        parts = assemble(plan, console, begun=Run.open(folder) if resume else None)
+        self.train_loader, self.loader, self.notes = parts.train_loader, parts.loader, parts.notes
+        self.preprocess, self.augment, self.learner = parts.preprocess, parts.augment, parts.learner
         labels, num_classes = plan.source.labels, len(plan.source.classes)
         self.task: Task = OneLabel(spec.train.loss)
         if is_multilabel(plan.source):
             self.task = ManyLabels((0.5,) * num_classes)  # until the end, when validation chooses
-        objective = make_objective(spec.train, labels[plan.splits.train], num_classes, self.device)
-        self.learner = Learner(network, spec, engine, objective=objective, steps_per_epoch=plan.steps_per_epoch)
-        self.notes = [*plan.notes, *chosen, *said, *doctor_notes(plan.source, spec.data), *started]
-        self.notes += frozen_note(network, self.learner.frozen, fresh=not spec.train.weights)
         self.sampler = make_sampler(plan.splits.train, labels, spec.train.sampler, seed=spec.train.seed)
         self.position = Position()
         if resume:
@@ -99,9 +88,11 @@ class Trainer:
             self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
             if isinstance(self.task, ManyLabels):
                 self.run.write_thresholds(self.task.thresholds)
-            self.run.write_text("engine.json", engine.to_json())
+            self.run.write_text("engine.json", self.learner.engine.to_json())
             self._summarise("running", {})
             save_last(self.run, self.position, self.learner)
+        self.trackers, failed = open_trackers(spec.train.track, self.run, resume=resume)
+        self.notes += failed
 
     def fit(self) -> Run:
         """All epochs that are left, then the end."""
@@ -121,7 +112,7 @@ class Trainer:
             task=self.task,
         )
         told = set(self.loader.bad)
-        with StopSignals() as stop:
+        with contextlib.closing(self.trackers), StopSignals() as stop:
             try:
                 with view:
                     for epoch in range(self.position.epoch + 1, spec.train.epochs + 1):
@@ -180,6 +171,8 @@ class Trainer:
                 self.learner.kept.state_dict(), {"epoch": epoch, f"val_{self.task.name}": scores.main}
             )
         save_last(self.run, self.position, self.learner)
+        for note in self.trackers.epoch(rows, row):
+            view.say(f"  {note}", style="yellow")
         view.end_epoch(row, self.position.best_score, is_best=is_best)
 
     def _steps(self, epoch: int, view: View, stop: StopSignals) -> tuple[list[Tensor], list[float], Tensor, int]:
@@ -219,6 +212,7 @@ class Trainer:
             self.run.save_weights(self.learner.kept.state_dict(), {"epoch": 0, f"val_{self.task.name}": None})
         self._draw_curves()
         self._summarise("stopped", {})
+        self._end_trackers(view)
         done = f"{self.position.epoch} whole epoch{'' if self.position.epoch == 1 else 's'}"
         view.say(f"stopped after {done} of {self.run.folder}; the same command goes on from there", style="yellow")
 
@@ -231,10 +225,11 @@ class Trainer:
             assert isinstance(val, LabelScores)
             self.task = ManyLabels(val.best_thresholds())
             self.run.write_thresholds(self.task.thresholds)
-        test = None
+        test = averaged = None
         if splits.test is not None and self.hooks.score_test:
             try:
-                test = self._score(best, splits.test)
+                batches, tta = self.loader.batches(splits.test, VAL_BATCH), self.spec.train.tta
+                test, averaged = score_with_tta(best, batches, self.preprocess, task=self.task, tta=tta)
             except ReadError:
                 raise  # bad files are to stop the run
             except InputError as error:
@@ -244,7 +239,8 @@ class Trainer:
         title = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
         self.run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, title))
         scores = {"scores": {"split": "test" if test else "val", **shown.report(source.classes)}}
-        self._summarise("finished", outcome(test, self.task) | scores)
+        self._summarise("finished", outcome(test, self.task, averaged) | scores)
+        self._end_trackers(view)
         best_score = f"validation {self.task.title} {self.position.best_score:.2%}"
         view.say(f"best epoch {self.position.best_epoch}: {best_score}")
         if not self.hooks.score_test:
@@ -253,12 +249,18 @@ class Trainer:
             view.say(f"no test split: test {self.task.title} is null")
         elif test:
             view.say(f"test {self.task.title} {test.main:.2%}", style="bold")
+        if averaged:
+            view.say(f"  with test-time augmentation ({self.spec.train.tta}): {averaged.main:.2%}")
         view.say(f"run folder {self.run.folder}")
         view.say(f"pictures   {self.run.folder / 'curves.png'}  {self.run.folder / 'mistakes.png'}")
 
     def _score(self, network: nn.Module, indices: Tensor) -> Scores | LabelScores:
         """In fp32, as `evaluate` and the predictor compute."""
         return score(network, self.loader.batches(indices, VAL_BATCH), self.preprocess, task=self.task)
+
+    def _end_trackers(self, view: View) -> None:
+        for note in self.trackers.finish(self.run.summary):
+            view.say(f"  {note}", style="yellow")
 
     def _draw_curves(self) -> None:
         metrics = self.run.metrics()

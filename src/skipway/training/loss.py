@@ -31,10 +31,12 @@ class Objective:
         loss: (B, K) logits, targets -> () float32 to make small.
         right: (B, K) logits, targets -> () how many images are right; with several labels an image, shares of its
             decisions.
+        hardness: (B, K) logits, targets -> (B,) float32, each image's own loss, without weights or smoothing.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     right: Callable[[Tensor, Tensor], Tensor]
+    hardness: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,18 @@ def make_objective(train: TrainSpec, labels: Tensor, num_classes: int, device: t
         def binary(logits: Tensor, targets: Tensor) -> Tensor:
             return binary_focal(logits, shares(targets, num_classes, smoothing, towards), power, decisions)
 
-        return Objective(binary, right)
+        def doubt(logits: Tensor, targets: Tensor) -> Tensor:
+            whole = shares(targets, num_classes)
+            return F.binary_cross_entropy_with_logits(logits.float(), whole, reduction="none").mean(1)
+
+        return Objective(binary, right, doubt)
+
+    def surprise(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
     weights = class_weights(labels, num_classes, train.class_weights).to(device) if weighted else None
     if train.loss == "focal":
-        return Objective(lambda z, t: focal(z, shares(t, num_classes, smoothing, towards), gamma, weights), right)
-    return Objective(lambda z, t: cross_entropy(z, t, smoothing, weights), right)
+        return Objective(
+            lambda z, t: focal(z, shares(t, num_classes, smoothing, towards), gamma, weights), right, surprise
+        )
+    return Objective(lambda z, t: cross_entropy(z, t, smoothing, weights), right, surprise)

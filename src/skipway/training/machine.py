@@ -1,10 +1,13 @@
 """What this machine can do: device, bfloat16, and an allocator that keeps its memory."""
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
 
 import torch
 
+from skipway.data.keep import memory
 from skipway.errors import InputError
 
 
@@ -34,6 +37,17 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return False
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has, or that this process may take of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [memory()]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
 
 
 def _proc_flags() -> dict[str, bool]:

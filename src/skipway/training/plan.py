@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from skipway.data.open import open_source
-from skipway.data.preprocess import choose_size
+from skipway.data.preprocess import check_scored_size, choose_size, scored_size
 from skipway.data.source import Source, is_multilabel
 from skipway.data.split import Splits, make_splits
 from skipway.errors import InputError
@@ -71,10 +71,14 @@ def make_plan(asked: RunSpec, *, open_given: bool = True) -> Plan:
         notes += [note] if note else []
         _check_network(network, size, asked.train.batch_size)
         notes += _normless_note(network)
+    data = dataclasses.replace(asked.data, image_size=size)
+    if isinstance(network, NetworkSpec):
+        check_scored_size(data, network.check_image_size)
+    if scored_size(data) != size:
+        notes.append(f"trained at {size} pixels, scored and used at {data.test_size}")
     device = choose_device(asked.train.device)
     train, loss_note = settle_loss(asked.train, asked.data.path, multilabel=several, num_classes=len(source.classes))
     train, train_notes = _settle_train(train, len(splits.train), device)
-    data = dataclasses.replace(asked.data, image_size=size)
     spec = dataclasses.replace(asked, data=data, network=network, train=train)
     return Plan(spec, source, splits, device, (*notes, loss_note, *train_notes), given)
 
@@ -93,10 +97,11 @@ def _check_network(network: NetworkSpec, size: int, batch_size: int) -> None:
     network.check_image_size(size)
     if network.head != "linear":
         raise InputError(f"network.head {network.head} gives no logits to train; --head linear")
-    if batch_size == 1 and network.norm == "batch" and size < 2 * network.downsampling:
+    if batch_size == 1 and network.norm == "batch" and network.last_map(size) == 1:
+        least = next(n for n in range(size, 99 + 4 * size) if network.last_map(n) > 1)
         raise InputError(
             f"batches of one need more than one pixel in the last feature map, for batch norm: --image-size "
-            f"{2 * network.downsampling} or more, or --batch-size 2"
+            f"{least} or more, or --batch-size 2"
         )
 
 

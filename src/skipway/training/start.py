@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from skipway.data.images.reading import Reading
-from skipway.data.preprocess import Normalisation
+from skipway.data.preprocess import Normalisation, check_scored_size
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
@@ -116,7 +117,9 @@ def make_network(spec: RunSpec, given: Given | None, classes: Sequence[str]) -> 
     size = spec.data.image_size
     network = build_any(spec.network, image_size=size, seed=spec.train.seed)
     if isinstance(spec.network, ForeignSpec):
-        check_logits(network, spec.network, size, batch_size=min(spec.train.batch_size, 2))
+        check = partial(check_logits, network, spec.network, batch_size=min(spec.train.batch_size, 2))
+        check(size)
+        check_scored_size(spec.data, check)
     if given is None:
         return network, []
     state, notes = dict(given.state), []

@@ -9,6 +9,9 @@ from skipway import randomness
 from skipway.data.augmentation.augment import Augment
 from skipway.data.loader import Batch
 from skipway.data.preprocess import Preprocess
+from skipway.errors import InputError
+from skipway.network_spec import NetworkSpec
+from skipway.nn.network import build
 from skipway.spec import RunSpec
 from skipway.training.engine import Engine
 from skipway.training.finetune import freeze
@@ -19,12 +22,13 @@ from skipway.training.resize import resized, size_at
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What one update gave: the mean loss (), how many images were right (), of how many, at which rate."""
+    """What one update gave: the mean loss (), how many images were right (), of how many, at which rate; logits."""
 
     loss: Tensor
     right: Tensor
     seen: int
     lr: float
+    logits: Tensor
 
 
 class Learner:
@@ -39,6 +43,7 @@ class Learner:
 
     Attributes:
         network, optimizer, average: what a checkpoint holds.
+        proxy: a small network beside it that says which images are hard.
         frozen: the parts that do not learn.
     """
 
@@ -51,6 +56,7 @@ class Learner:
         self.forward = engine.forward(self.network)
         self.optimizer = make_optimizer(self.network, spec.train)
         self.average = Average(self.network, spec.train.ema_decay) if spec.train.ema_decay else None
+        self.proxy = make_proxy(spec, engine, objective, steps_per_epoch)
         self.total_steps = spec.train.epochs * steps_per_epoch
         warmup = round(spec.train.warmup_epochs * steps_per_epoch)
         self.factor = schedule(spec.train, self.total_steps, warmup)
@@ -69,39 +75,67 @@ class Learner:
             augment: of the pixels, then of inputs and targets.
             preprocess: whose normalisation applies.
         """
-        device, train = self.engine.device, self.spec.train
+        device = self.engine.device
         pixels = augment.pixels(batch, epoch)
         size = size_at(step / self.total_steps, self.spec.speed, full=pixels.shape[-1])
         pixels = resized(pixels, size).to(device, non_blocking=True)
         inputs, targets = augment.mix(preprocess.normalise(pixels), batch, epoch)
         inputs = inputs.contiguous(memory_format=self.engine.layout)
         targets = targets.to(device, non_blocking=True)
+        if self.spec.speed.keep_hard < 1:
+            inputs, targets = self._hard(inputs, targets, step)
+        return self.learn(inputs, targets, step)
+
+    def learn(self, inputs: Tensor, targets: Tensor, step: int) -> Update:
+        """One update on inputs (B, C, S, S), normalised, and targets (B,) or (B, K)."""
+        train = self.spec.train
         randomness.seed_network(seed=train.seed, step=step)
         self._set_modes(step)
         lr = train.lr * self.factor(step)
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, right = self._backward(inputs, targets)
+        loss, right, logits = self._backward(inputs, targets)
         if train.grad_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip, foreach=True)
         self.optimizer.step()
         if self.average:
             self.average.update(self.network, step)
-        return Update(loss, right, len(batch.labels), lr)
+        return Update(loss, right, len(inputs), lr, logits)
 
-    def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss over the batch, a micro-batch at a time. -> loss (), how many were right ()."""
+    def _hard(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The images with the largest loss, as many as `keep_hard` says, in their order.
+
+        The proxy learns from the whole batch, and its loss there chooses (Jordan 2024, arXiv:2404.00498, section 5.2,
+        after Mindermann et al. 2022, arXiv:2206.07137); without one the network's own chooses, in evaluation mode.
+        """
+        if self.proxy:
+            logits = self.proxy.learn(inputs, targets, step).logits
+        else:
+            self.network.eval()
+            with torch.no_grad(), self.engine.computing():
+                logits = self.network(inputs)
+        keep = max(round(self.spec.speed.keep_hard * len(inputs)), min(len(inputs), 2))
+        chosen = self.objective.hardness(logits, targets).topk(keep).indices.sort().values
+        return inputs[chosen].contiguous(memory_format=self.engine.layout), targets[chosen]
+
+    def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the mean loss over the batch, a micro-batch at a time.
+
+        Returns:
+            The loss (), how many were right (), the logits (B, K).
+        """
         size = self.engine.micro_batch or len(inputs)
         parts = zip(inputs.split(size), targets.split(size), strict=True)
-        losses, rights = [], []
+        losses, rights, outputs = [], [], []
         for x, y in parts:
-            with self.engine.precision():
+            with self.engine.computing():
                 logits = self.forward(x)
             loss = self.objective.loss(logits, y) * (len(x) / len(inputs))
             loss.backward()
             losses.append(loss.detach())
-            rights.append(self.objective.right(logits.detach(), y))
-        return torch.stack(losses).sum(), torch.stack(rights).sum()
+            outputs.append(logits.detach())
+            rights.append(self.objective.right(outputs[-1], y))
+        return torch.stack(losses).sum(), torch.stack(rights).sum(), torch.cat(outputs)
 
     def _set_modes(self, step: int) -> None:
         """Training mode; evaluation mode for what is frozen."""
@@ -113,3 +147,28 @@ class Learner:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+
+
+def make_proxy(spec: RunSpec, engine: Engine, objective: Objective, steps_per_epoch: int) -> Learner | None:
+    """The small network that says which images are hard: a quarter of the width, trained alike; None where not wanted.
+
+    Raises:
+        InputError: it is wanted for a network that is not skipway's own.
+    """
+    if spec.speed.keep_hard >= 1 or spec.speed.hard_by != "proxy":
+        return None
+    if not isinstance(spec.network, NetworkSpec):
+        raise InputError("speed.hard_by proxy makes a narrower network, of skipway's own alone; --hard-by network")
+    small = narrower(spec.network)
+    speed = dataclasses.replace(spec.speed, keep_hard=1.0)
+    train = dataclasses.replace(spec.train, freeze="", ema_decay=0.0, layer_decay=1.0)
+    network = build(small, seed=spec.train.seed)
+    alike = dataclasses.replace(spec, network=small, speed=speed, train=train)
+    return Learner(network, alike, engine, objective=objective, steps_per_epoch=steps_per_epoch)
+
+
+def narrower(network: NetworkSpec) -> NetworkSpec:
+    """The same network at a quarter of the width, and at least 16 channels."""
+    stages = tuple(dataclasses.replace(stage, width=max(stage.width // 4, 16)) for stage in network.stages)
+    width = min(max(network.stem_width // 4, 16), stages[0].width)
+    return dataclasses.replace(network, stages=stages, stem_width=width, name="custom", norm_groups=4)

@@ -27,9 +27,12 @@ def progress(position: Position, task: Task) -> dict[str, Any]:
     }
 
 
-def outcome(test: Scores | LabelScores | None, task: Task) -> dict[str, Any]:
-    """The test's main score and loss; null where there is no test."""
-    return {f"test_{task.name}": test.main if test else None, "test_loss": test.loss if test else None}
+def outcome(
+    test: Scores | LabelScores | None, task: Task, averaged: Scores | LabelScores | None = None
+) -> dict[str, Any]:
+    """The test's main score and loss, null where there is no test; beside them those with test-time augmentation."""
+    plain = {f"test_{task.name}": test.main if test else None, "test_loss": test.loss if test else None}
+    return plain | ({f"test_{task.name}_tta": averaged.main, "test_loss_tta": averaged.loss} if averaged else {})
 
 
 def circumstances(plan: Plan) -> dict[str, Any]:

@@ -93,8 +93,8 @@ def _plan(asked: RunSpec, out: Path | None) -> Plan:
     except NoWeights:
         open_stem = isinstance(asked.network, NetworkSpec) and asked.network.stem == "auto"
         for stem in STEMS if open_stem else ("",):  # the weights settled it
-            spec = apply(asked, {"network": {"stem": stem}}) if stem else asked
             with suppress(InputError):
+                spec = apply(asked, {"network": {"stem": stem}}) if stem else asked
                 plan = make_plan(spec, open_given=False)
                 place = find_place(plan.spec, out)
                 if place.resume or place.finished:

@@ -1,0 +1,238 @@
+"""The step and its tricks: each does what it says, and nothing where it is off."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_photos
+from test_loop import quiet, same, tiny, weights  # pyrefly: ignore[missing-import]
+from torch import Tensor
+
+import skipway
+from skipway.errors import InputError
+from skipway.network_spec import NetworkSpec, StageSpec
+from skipway.nn import kernels
+from skipway.recipes import compose
+from skipway.run import Run
+from skipway.speed_spec import SpeedSpec
+from skipway.training.assemble import assemble
+from skipway.training.engine import choose_engine, engine_of
+from skipway.training.loop import Trainer
+from skipway.training.plan import Plan, make_plan
+from skipway.training.resize import resized, size_at
+from skipway.training.step import Learner, narrower
+
+
+def asked(
+    data: Path, *, network: dict[str, Any] | None = None, speed: dict[str, Any] | None = None, **train: Any
+) -> Plan:
+    settings = tiny(**train) | {"speed": speed or {}}
+    settings["network"] = settings.get("network", {}) | (network or {})
+    return make_plan(compose(str(data), settings=settings))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+def batch_of(plan: Plan, size: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    pixels = plan.spec.data.image_size
+    return torch.randn(size, plan.source.channels, pixels, pixels, generator=generator), torch.arange(size) % 2
+
+
+def gradient(learner: Learner, inputs: Tensor, targets: Tensor) -> Tensor:
+    learner.network.train()
+    learner.optimizer.zero_grad()
+    learner._backward(inputs, targets)
+    return torch.cat([p.grad.flatten() for p in learner.network.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4, 8])
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(photos, micro):
+    norms = {"norm": "group", "norm_groups": 4}
+    whole = assemble(asked(photos, network=norms, precision="fp32"), quiet()).learner
+    parts = assemble(asked(photos, network=norms, precision="fp32", speed={"micro_batch": micro}), quiet()).learner
+    assert parts.engine.micro_batch == (micro if micro < 8 else 0)
+    inputs, targets = batch_of(asked(photos))
+    a, b = gradient(whole, inputs, targets), gradient(parts, inputs, targets)
+    assert (a - b).norm() < 1e-5 * a.norm()
+
+
+def test_small_memory_takes_part_of_the_batch_at_a_time(photos, monkeypatch):
+    plan = asked(photos)
+    monkeypatch.setattr("skipway.training.engine.memory_of", lambda _: 1 << 50)
+    assert choose_engine(plan)[0].micro_batch == 0
+    monkeypatch.setattr("skipway.training.engine.memory_of", lambda _: 1)
+    engine, said = choose_engine(plan)
+    assert engine.micro_batch == 1
+    assert any("1 images at a time" in note for note in said)
+
+
+@pytest.mark.parametrize("by", ["network", "proxy"])
+def test_hard_images_are_those_with_the_largest_loss(photos, by):
+    learner = assemble(asked(photos, speed={"keep_hard": 0.25, "hard_by": by}, precision="fp32"), quiet()).learner
+    inputs, targets = batch_of(asked(photos), 16)
+    judge = learner.proxy if by == "proxy" else learner
+    assert judge is not None
+    judge.network.train(by == "proxy")
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(judge.network(inputs), targets, reduction="none")
+    hard, labels = learner._hard(inputs, targets, 0)
+    chosen = losses.topk(4).indices.sort().values
+    assert torch.equal(hard, inputs[chosen])
+    assert torch.equal(labels, targets[chosen])
+
+
+def test_hard_images_are_fewer_and_counted(photos, tmp_path):
+    run = skipway.train(
+        str(photos), settings=tiny(epochs=1) | {"speed": {"keep_hard": 0.5}}, out=tmp_path / "r", console=quiet()
+    )
+    assert run.summary["status"] == "finished"
+    assert 0 <= run.metrics()[0]["train_accuracy"] <= 1
+
+
+def test_proxy_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch):
+    settings = tiny(epochs=2) | {"speed": {"keep_hard": 0.5}}
+    whole = skipway.train(str(photos), settings=settings, out=tmp_path / "whole", console=quiet())
+    step = Trainer._step
+
+    def cut(self, batch, epoch, number):
+        if number == 6:
+            raise KeyboardInterrupt
+        return step(self, batch, epoch, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_step", cut)
+        skipway.train(str(photos), settings=settings, out=tmp_path / "cut", console=quiet())
+    resumed = skipway.train(str(photos), settings=settings, out=tmp_path / "cut", console=quiet())
+    assert same(weights(whole), weights(resumed))
+    assert whole.steps() == resumed.steps()
+
+
+def test_proxy_of_anothers_network_is_refused(photos):
+    plan = make_plan(
+        compose(
+            str(photos), settings=tiny() | {"speed": {"keep_hard": 0.5}, "network": {"name": "torchvision:resnet18"}}
+        )
+    )
+    with pytest.raises(InputError, match="--hard-by network"):
+        assemble(plan, quiet())
+
+
+def test_narrower_network_is_a_quarter_as_wide():
+    spec = compose("fashion-sample").network
+    assert isinstance(spec, NetworkSpec)
+    small = narrower(
+        replace(spec, stages=(StageSpec(2, 64), StageSpec(2, 128, 2)), stem_width=64, shortcut="projection")
+    )
+    assert [stage.width for stage in small.stages] == [16, 32]
+    assert small.stem_width == 16
+
+
+@pytest.mark.parametrize(("share", "moved"), [(1.0, True), (0.0, False)])
+def test_norms_stand_still_from_the_share_on(photos, share, moved):
+    parts = assemble(asked(photos, speed={"freeze_norms": share}), quiet())
+    before = {k: v.clone() for k, v in parts.learner.network.named_buffers()}
+    inputs, targets = batch_of(asked(photos))
+    weight = next(parts.learner.network.parameters()).detach().clone()
+    parts.learner.learn(inputs, targets, 0)
+    after = dict(parts.learner.network.named_buffers())
+    assert any(not torch.equal(before[k], after[k]) for k in before) is moved
+    assert not torch.equal(weight, next(parts.learner.network.parameters()))
+
+
+def test_sizes_grow_in_steps_of_four_to_the_full_one():
+    speed = SpeedSpec(start_size=16, full_size=0.5)
+    sizes = [size_at(step / 100, speed, full=32) for step in range(100)]
+    assert sizes[0] == 16
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {16, 20, 24, 28, 32}
+    assert sizes.index(32) == 50
+    assert size_at(0.0, SpeedSpec(), full=32) == 32
+    assert size_at(0.0, SpeedSpec(start_size=64), full=32) == 32
+
+
+def test_resized_images_keep_means_and_dtype():
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    small = resized(pixels, 16)
+    assert small.shape == (4, 3, 16, 16)
+    assert small.dtype == torch.uint8
+    assert abs(small.float().mean() - pixels.float().mean()) < 2
+    assert resized(pixels, 32) is pixels
+
+
+def test_growing_images_reach_the_network(photos, tmp_path, monkeypatch):
+    seen = []
+    forward = Learner.learn
+    monkeypatch.setattr(
+        Learner, "learn", lambda self, x, y, step: seen.append(x.shape[-1]) or forward(self, x, y, step)
+    )
+    settings = tiny(epochs=4) | {"speed": {"start_size": 8, "full_size": 0.25}}
+    run = skipway.train(str(photos), settings=settings, out=tmp_path / "run", console=quiet())
+    full = run.spec.data.image_size
+    assert seen[0] == 8 < full == seen[-1]
+    assert run.preprocess.image_size == full
+
+
+def test_whitening_stem_takes_its_filters_from_the_data(photos):
+    network = {"stem": "whitening", "shortcut": "projection"}
+    first = assemble(asked(photos, network=network), quiet())
+    again = assemble(asked(photos, network=network), quiet())
+    filters, same_filters = (p.learner.network.get_parameter("stem.conv.weight") for p in (first, again))
+    spec = first.learner.spec.network
+    assert isinstance(spec, NetworkSpec)
+    assert torch.equal(filters, same_filters)
+    assert not torch.equal(filters, skipway.build(spec).get_parameter("stem.conv.weight"))
+    assert any("whiten patches of" in note for note in first.notes)
+
+
+def test_engine_is_kept_in_the_run_and_read_back(photos, tmp_path):
+    settings = tiny(epochs=1) | {"speed": {"micro_batch": 4, "kernels": "off", "threads": 1}}
+    before = torch.get_num_threads()
+    try:
+        run = skipway.train(str(photos), settings=settings, out=tmp_path / "run", console=quiet())
+        kept = json.loads((run.folder / "engine.json").read_text())
+        assert kept == {"compiled": False, "kernels": False, "micro_batch": 4, "threads": 1}
+        engine, _ = engine_of(Run.open(run.folder), make_plan(run.spec))
+        assert (engine.micro_batch, engine.threads, engine.kernels) == (4, 1, False)
+    finally:
+        torch.set_num_threads(before)
+    (run.folder / "engine.json").write_text('{"compiled": false}')
+    with pytest.raises(InputError, match="engine.json is damaged"):
+        engine_of(run, make_plan(run.spec))
+
+
+def test_run_with_kernels_does_not_go_on_without_them(photos, tmp_path, monkeypatch):
+    run = skipway.train(str(photos), settings=tiny(epochs=1), out=tmp_path / "run", console=quiet())
+    (run.folder / "engine.json").write_text(
+        json.dumps({"compiled": False, "kernels": True, "micro_batch": 0, "threads": 1})
+    )
+    monkeypatch.setattr(kernels, "load", lambda: "there is no C++ compiler")
+    with pytest.raises(InputError, match="began with skipway's kernels.*no C\\+\\+ compiler"):
+        engine_of(run, make_plan(run.spec))
+
+
+def test_kernels_asked_for_that_cannot_be_had_are_refused(photos, monkeypatch):
+    monkeypatch.setattr(kernels, "load", lambda: "there is no C++ compiler")
+    engine, said = choose_engine(asked(photos))
+    assert not engine.kernels
+    assert any("no C++ compiler" in note for note in said)
+    with pytest.raises(InputError, match=r"speed.kernels on.*no C\+\+ compiler"):
+        choose_engine(asked(photos, speed={"kernels": "on"}))
+
+
+def test_compiled_network_shares_its_weights(photos, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda x: network(x) * 1)
+    plan = asked(photos, speed={"compile": "on"}, precision="fp32")
+    learner = assemble(plan, quiet()).learner
+    assert learner.engine.compiled
+    assert not learner.engine.kernels
+    inputs, targets = batch_of(plan)
+    before = next(learner.network.parameters()).detach().clone()
+    learner.learn(inputs, targets, 0)
+    assert not torch.equal(before, next(learner.network.parameters()))
