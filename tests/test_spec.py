@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipway import recipes
+from skipway.compose import compose, read_config
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.spec import (
@@ -122,7 +123,7 @@ def test_compose_lays_flags_over_config_over_recipe(tmp_path):
     config.write_text(
         "recipe = 'demo'\n[train]\nepochs = 5\nlr = 0.2\n[network]\nname = 'resnet18'\nzero_init_last = true\n"
     )
-    spec = recipes.compose("photos", config=config, settings={"train": {"epochs": 6}})
+    spec = compose("photos", config=config, settings={"train": {"epochs": 6}})
     demo = recipes.demo()
     assert (spec.recipe, spec.train.epochs, spec.train.lr) == ("demo", 6, 0.2)
     assert spec.train.batch_size == demo.train.batch_size
@@ -133,18 +134,18 @@ def test_compose_drops_changes_to_a_network_that_a_later_layer_replaces(tmp_path
     config = tmp_path / "c.toml"
     config.write_text("[network]\nname = 'resnet18'\nshortcut = 'none'\n")
     settings: dict[str, Any] = {"network": {"name": "resnet20"}}
-    assert ours(recipes.compose(config=config, settings=settings)).shortcut == "zero_pad"
+    assert ours(compose(config=config, settings=settings)).shortcut == "zero_pad"
 
 
 def test_compose_leaves_the_stem_open_unless_it_is_named():
-    assert ours(recipes.compose(settings={"network": {"name": "resnet18"}})).stem == "auto"
-    assert ours(recipes.compose(settings={"network": {"name": "resnet18", "stem": "imagenet"}})).stem == "imagenet"
+    assert ours(compose(settings={"network": {"name": "resnet18"}})).stem == "auto"
+    assert ours(compose(settings={"network": {"name": "resnet18", "stem": "imagenet"}})).stem == "imagenet"
 
 
 def test_spec_toml_of_a_run_is_a_config_file(tmp_path):
     spec = dataclasses.replace(recipes.demo(), network=NetworkSpec((StageSpec(1, 4),), stem="cifar"))
     (tmp_path / "spec.toml").write_text(to_toml(spec))
-    assert recipes.compose(config=tmp_path / "spec.toml") == spec
+    assert compose(config=tmp_path / "spec.toml") == spec
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,6 @@ def test_spec_toml_of_a_run_is_a_config_file(tmp_path):
 def test_read_config_says_what_is_wrong(tmp_path, text, message):
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(InputError, match=message):
-        recipes.read_config(tmp_path / "c.toml")
+        read_config(tmp_path / "c.toml")
     with pytest.raises(InputError, match="cannot be read"):
-        recipes.read_config(tmp_path / "none.toml")
+        read_config(tmp_path / "none.toml")

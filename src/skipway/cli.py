@@ -78,7 +78,7 @@ def train(
     out
         The run folder. Default: runs/DATA-NETWORK-N.
     """
-    from skipway.recipes import compose
+    from skipway.compose import compose
     from skipway.training.train import train as run_training
 
     spec = compose(data or "", recipe=recipe or "", config=config, settings=settings_of(flags, network))

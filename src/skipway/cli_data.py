@@ -163,8 +163,8 @@ def preview(
     seed
         Which images, and the draws: those of a run with this seed.
     """
+    from skipway.compose import compose
     from skipway.data.preview import preview as draw
-    from skipway.recipes import compose
 
     spec = compose(data, settings=settings_of(flags, None))
     with console.status("drawing"):

@@ -175,7 +175,7 @@ def _asked(
     data: str | None, network: str | None, recipe: str | None, config: Path | None, flags: Any, trust_code: bool
 ) -> "tuple[RunSpec, dict[str, dict[str, Any]]]":
     """The settings that were asked for: recipe < config file < flags; and what the flags said."""
-    from skipway.recipes import compose
+    from skipway.compose import compose
     from skipway.training.asked import asked_spec
 
     settings = settings_of(flags, network)

@@ -77,6 +77,7 @@ class TrainSpec:
         "",
         "keep weights and batch statistics as they are: backbone (all but the head), or up to a part, such as stage2",
     )
+    freeze_epochs: int = option(0, "freeze: for so many epochs, then everything learns; 0: the whole run", low=0)
     layer_decay: float = option(
         1.0, "learning rate of each block as a share of that of the next one; the head's is whole", low=0.01, high=1
     )

@@ -13,8 +13,8 @@ from conftest import TINY, make_photos, ours
 from rich.console import Console
 
 import skipway
+from skipway.compose import compose
 from skipway.errors import InputError
-from skipway.recipes import compose
 from skipway.run import Run, load_model
 from skipway.training import loop
 from skipway.training.loop import Trainer

@@ -12,10 +12,10 @@ from test_loop import quiet, same, tiny, weights  # pyrefly: ignore[missing-impo
 from torch import Tensor
 
 import skipway
+from skipway.compose import compose
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn import kernels
-from skipway.recipes import compose
 from skipway.run import Run
 from skipway.speed_spec import SpeedSpec
 from skipway.training.assemble import assemble

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from skipway.recipes import Settings, apply, compose
+from skipway.compose import Settings, apply, compose
 from skipway.spec import RunSpec
 from skipway.trust import check_trust, trust
 

@@ -79,7 +79,9 @@ def _make_learner(
         notes = [*notes, _whiten(network, plan, loader, preprocess)]
     objective = make_objective(spec.train, labels[plan.splits.train], num_classes, plan.device)
     learner = Learner(network, spec, engine, objective=objective, steps_per_epoch=plan.steps_per_epoch)
-    return learner, notes + frozen_note(network, learner.frozen, fresh=not spec.train.weights)
+    train = spec.train
+    notes += frozen_note(network, learner.frozen, fresh=not train.weights, epochs=train.freeze_epochs)
+    return learner, notes
 
 
 def _whiten(network: ResNet, plan: Plan, loader: Loader, preprocess: Preprocess) -> str:

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from skipway.compose import Settings
 from skipway.data.keep import memory
 from skipway.data.loader import Batch
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError
 from skipway.nn.describe import describe
-from skipway.recipes import Settings, default
+from skipway.recipes import default
 from skipway.run import read_spec
 from skipway.spec import RunSpec
 from skipway.training.asked import asked_spec

@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from skipway.compose import Settings
 from skipway.data.loader import Batch, Loader
 from skipway.data.sampler import make_sampler
 from skipway.errors import InputError, for_example
 from skipway.figures import png
-from skipway.recipes import Settings
 from skipway.spec import RunSpec
 from skipway.training.asked import asked_spec
 from skipway.training.assemble import assemble

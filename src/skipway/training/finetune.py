@@ -98,14 +98,18 @@ def freeze(network: nn.Module, upto: str) -> list[Part]:
     return found[: last + 1]
 
 
-def frozen_note(network: nn.Module, frozen: list[Part], *, fresh: bool) -> list[str]:
-    """One sentence for what does not learn; nothing where all does. `fresh`: no weights were given."""
+def frozen_note(network: nn.Module, frozen: list[Part], *, fresh: bool, epochs: int = 0) -> list[str]:
+    """One sentence for what does not learn, for so many epochs (0: ever); nothing where all does.
+
+    `fresh`: no weights were given.
+    """
     if not frozen:
         return []
     total = sum(p.numel() for p in network.parameters())
     learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    shown = f" for {epochs} epoch{'s' if epochs > 1 else ''}" if epochs else ""
     warning = "; warning: what is frozen has fresh weights, --weights would give it others" if fresh else ""
-    return [f"frozen up to {frozen[-1].name}: {learning:,} of {total:,} parameters learn{warning}"]
+    return [f"frozen up to {frozen[-1].name}{shown}: {learning:,} of {total:,} parameters learn{warning}"]
 
 
 def rate_shares(network: nn.Module, layer_decay: float) -> dict[int, float]:

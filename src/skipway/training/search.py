@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from skipway.compose import apply
 from skipway.errors import InputError, unknown
 from skipway.fields import check
-from skipway.recipes import apply
 from skipway.spec import SECTIONS, RunSpec
 
 TAKEN = {("data", "path"), ("network", "name"), ("network", "num_classes"), ("network", "in_channels")}

@@ -51,10 +51,15 @@ class Learner:
         self, network: nn.Module, spec: RunSpec, engine: Engine, *, objective: Objective, steps_per_epoch: int
     ):
         self.spec, self.engine, self.objective = spec, engine, objective
+        learnt = [p for p in network.parameters() if p.requires_grad]
         self.frozen = freeze(network, spec.train.freeze)
+        self.resting = [p for p in learnt if not p.requires_grad]  # until freeze_epochs are over
+        self.thaw_step = spec.train.freeze_epochs * steps_per_epoch
         self.network = engine.place(network)
         self.forward = engine.forward(self.network)
+        self._rest(not self.thaw_step)  # the optimizer knows from the start what is to learn later
         self.optimizer = make_optimizer(self.network, spec.train)
+        self._rest(True)
         self.average = Average(self.network, spec.train.ema_decay) if spec.train.ema_decay else None
         self.proxy = make_proxy(spec, engine, objective, steps_per_epoch)
         self.total_steps = spec.train.epochs * steps_per_epoch
@@ -137,9 +142,17 @@ class Learner:
             rights.append(self.objective.right(outputs[-1], y))
         return torch.stack(losses).sum(), torch.stack(rights).sum(), torch.cat(outputs)
 
+    def _rest(self, resting: bool) -> None:
+        """Whether what is frozen goes without gradients."""
+        for p in self.resting:
+            p.requires_grad_(not resting)
+
     def _set_modes(self, step: int) -> None:
         """Training mode; evaluation mode for what is frozen."""
         self.network.train()
+        if self.thaw_step and step >= self.thaw_step and self.frozen:
+            self._rest(False)
+            self.frozen = []
         for part in self.frozen:
             for module in part.modules:
                 module.eval()

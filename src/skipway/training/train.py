@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from skipway.compose import Settings, apply, compose
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
 from skipway.network_spec import NetworkSpec
 from skipway.nn.stem import STEMS
-from skipway.recipes import Settings, apply, compose
 from skipway.run import Run
 from skipway.spec import RunSpec
 from skipway.training.loop import Hooks, Trainer

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from skipway.compose import Settings
 from skipway.data.pool import cores
 from skipway.data.source import is_multilabel
 from skipway.errors import InputError
-from skipway.recipes import Settings
 from skipway.spec import RunSpec
 from skipway.training.asked import asked_spec
 from skipway.training.facts import data_facts

@@ -1,0 +1,151 @@
+"""How long a recipe takes to its accuracy, by a yardstick that holds on any machine; and what each trick is worth.
+
+    python benchmarks/time_to_accuracy.py DATA [--recipe cifar10-94] [--seeds 5] [--out runs/time-to-accuracy]
+    python benchmarks/time_to_accuracy.py DATA --ablate [--seeds 3]
+
+C is the rate of a 3x3 convolution of 128 to 128 channels on 16x16 pixels, batches of 500, bf16, channels_last, forward
+and backward (TFLOP/s, median of 7, allocator kept), taken in the same process before each run and after it. T is the
+time of all epochs, their validation included; opening the images, whitening and the test's scoring are told apart. The
+published recipe without skips, tuned by hand for this kind of machine, takes T C = 776: a run counts as T C / 776.
+
+Each run is a folder that is not run again: cut off, the same command goes on. The first form scores the test split, of
+settings that were chosen on validation; the second one, which compares, never does.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import skipway
+from skipway.run import Run
+from skipway.training.machine import keep_freed_memory
+from skipway.training.roofline import Sizes, _conv
+
+PUBLISHED = 776.0  # seconds x TFLOP/s of the hand-tuned published recipe
+HELD_OUT = {"data": {"val_fraction": 0.1}}
+ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "the recipe": {},
+    "without skips": {"network": {"shortcut": "none"}},
+    "patches as they are, not whitened: a 3x3 stem": {"network": {"stem": "cifar", "stem_width": 96}},
+    "strided convolutions for max-pools": {"network": {"blur": "none"}},
+    "average for the last max-pool": {"network": {"head_pool": "average"}},
+    "flips at random": {"augment": {"flip_mode": "random"}},
+    "no label smoothing": {"train": {"label_smoothing": 0.0}},
+    "filters of free norm": {"train": {"fixed_norm": False}},
+    "bias rate as the others'": {"train": {"bias_lr": 1.0}},
+    "SGD for Muon": {"train": {"optimizer": "sgd", "lr": 0.5, "momentum": 0.9, "bias_lr": 1.0, "head_lr": 1.0}},
+    "batch norm's momentum 0.1": {"network": {"norm_momentum": 0.1}},
+    "images from 24 pixels on": {"speed": {"start_size": 24, "full_size": 0.4}},
+    "the harder half of each batch": {"speed": {"keep_hard": 0.5}},
+    "norms at rest in the last tenth": {"speed": {"freeze_norms": 0.9}},
+    "lookahead": {"train": {"lookahead": 5}},
+    "averaged weights": {"train": {"ema_decay": 0.99}},
+    "PyTorch's norms and additions": {"speed": {"kernels": "off"}},
+}
+
+
+def yardstick() -> float:
+    """C, in TFLOP/s."""
+    sizes = Sizes()
+    return _conv(torch.device("cpu"), "bf16", sizes.batch, sizes.yardstick, backward=True).value
+
+
+def one_run(options: argparse.Namespace, folder: Path, settings: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
+    """A run's figures; from its folder where it has been run."""
+    facts = folder / "time.json"
+    if facts.is_file():
+        return json.loads(facts.read_text())
+    before = yardstick()
+    started = time.perf_counter()
+    run = skipway.train(
+        options.data,
+        recipe=options.recipe,
+        settings=settings,
+        out=folder,
+        console=Console(file=io.StringIO()),
+        score_test=score_test,
+    )
+    wall = time.perf_counter() - started
+    after = yardstick()
+    made = figures(run) | {"yardstick": [before, after], "wall_s": wall, "load": os.getloadavg()[0]}
+    facts.write_text(json.dumps(made))
+    return made
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """What the run's own records say."""
+    rows, summary = run.metrics(), run.summary
+    return {
+        "train_s": sum(row["time_s"] for row in rows),
+        "images_per_s": statistics.median(row["images_per_s"] for row in rows),
+        "val": rows[-1]["val_accuracy"],
+        "test": summary.get("test_accuracy"),
+        "test_tta": summary.get("test_accuracy_tta"),
+    }
+
+
+def spread(values: list[float], unit: str = "") -> str:
+    """Mean, and standard deviation where there are several."""
+    sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{sd}{unit}"
+
+
+def cost(made: dict[str, Any]) -> float:
+    """T C / 776."""
+    return made["train_s"] * statistics.fmean(made["yardstick"]) / PUBLISHED
+
+
+def merged(*settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings laid over each other."""
+    return {k: {f: v for s in settings for f, v in s.get(k, {}).items()} for s in settings for k in s}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--recipe", default="cifar10-94")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ablate", action="store_true", help="compare variants on validation")
+    parser.add_argument("--only", default="", help="--ablate: variants whose name holds this")
+    parser.add_argument("--epochs", type=int, default=0, help="another number of epochs")
+    parser.add_argument("--out", type=Path, default=Path("runs/time-to-accuracy"))
+    options = parser.parse_args()
+    keep_freed_memory()
+    print(f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}; {options.recipe}")
+    variants = {k: v for k, v in ABLATIONS.items() if options.only in k} if options.ablate else {"": {}}
+    for name, change in variants.items():
+        rows = []
+        for seed in range(options.seeds):
+            own = {"train": {"seed": seed} | ({"epochs": options.epochs} if options.epochs else {})}
+            settings = merged(HELD_OUT if options.ablate else {}, change, own)
+            place = "ablate" if options.ablate else "test"
+            folder = options.out / f"{options.recipe}-{place}-{name.replace(' ', '-') or 'run'}-{seed}"
+            rows.append(one_run(options, folder, settings, score_test=not options.ablate))
+            show(name, rows[-1:], f"seed {seed}")
+        show(name, rows, f"n = {len(rows)}")
+
+
+def show(name: str, rows: list[dict[str, Any]], which: str) -> None:
+    """One line."""
+    parts = [f"{name} " if name else "", f"{which}: ", f"validation {spread([100 * r['val'] for r in rows], '%')}"]
+    for key, title in (("test", "test"), ("test_tta", "with test-time augmentation")):
+        if all(r[key] is not None for r in rows):
+            parts.append(f", {title} {spread([100 * r[key] for r in rows], '%')}")
+    parts.append(f"; T {spread([r['train_s'] for r in rows], ' s')}")
+    parts.append(f", C {spread([statistics.fmean(r['yardstick']) for r in rows])}")
+    parts.append(f", T C / 776 {spread([cost(r) for r in rows])}")
+    parts.append(f"; {statistics.median(r['images_per_s'] for r in rows):,.0f} images/s")
+    print("".join(parts), flush=True)
+
+
+if __name__ == "__main__":
+    main()
