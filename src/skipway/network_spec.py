@@ -247,6 +247,8 @@ def _check_combination(spec: NetworkSpec) -> None:
             (spec.zero_init_last, "zero_init_last", True, f"off {why}"),
             (spec.drop_path > 0, "drop_path", spec.drop_path, f"0 {why}"),
         ]
+    if spec.stem == "whitening":
+        clashes.append((spec.stem_stride > spec.stem_patch, "stem_stride", spec.stem_stride, "stem_patch at most"))
     for wrong, name, value, allowed in clashes:
         if wrong:
             raise InputError(f"network.{name} must be {allowed}, got {value}")

@@ -212,7 +212,6 @@ def imagenet_resnet50() -> RunSpec:
             batch_size=1024,
             lr=2.0,
             weight_decay=5e-5,
-            warmup_epochs=2.0,
             label_smoothing=0.1,
             ema_decay=0.999,
         ),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from skipway.network_spec import EXPANSION, NetworkSpec
+from skipway.nn import kernels
 from skipway.nn.layers import (
     BatchDropPath,
     DropPath,
@@ -186,7 +187,7 @@ class Block(nn.Module):
             kept = drop.draw(x)
             y = branch(take(x, kept))
             y = drop(self.shortcut(self._source(x)), y, kept)
-        elif self.is_bare:
+        elif self.is_bare and kernels.active:  # which want to add within the norm's pass
             added = None if self.shortcut is None else self.shortcut(self._source(x))
             return self._branch(x, added, self.act if self.last_act else None)
         else:
