@@ -27,8 +27,9 @@ from rich.console import Console
 
 import skipway
 from skipway.run import Run
+from skipway.training.loop import Hooks
 from skipway.training.machine import keep_freed_memory
-from skipway.training.roofline import Sizes, _conv
+from skipway.training.roofline import yardstick
 
 PUBLISHED = 776.0  # seconds x TFLOP/s of the hand-tuned published recipe
 HELD_OUT = {"data": {"val_fraction": 0.1}}
@@ -53,18 +54,12 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def yardstick() -> float:
-    """C, in TFLOP/s."""
-    sizes = Sizes()
-    return _conv(torch.device("cpu"), "bf16", sizes.batch, sizes.yardstick, backward=True).value
-
-
 def one_run(options: argparse.Namespace, folder: Path, settings: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
     """A run's figures; from its folder where it has been run."""
     facts = folder / "time.json"
     if facts.is_file():
         return json.loads(facts.read_text())
-    before = yardstick()
+    before = yardstick(torch.device("cpu")).value
     started = time.perf_counter()
     run = skipway.train(
         options.data,
@@ -72,10 +67,10 @@ def one_run(options: argparse.Namespace, folder: Path, settings: dict[str, Any],
         settings=settings,
         out=folder,
         console=Console(file=io.StringIO()),
-        score_test=score_test,
+        hooks=Hooks(score_test=score_test),
     )
     wall = time.perf_counter() - started
-    after = yardstick()
+    after = yardstick(torch.device("cpu")).value
     made = figures(run) | {"yardstick": [before, after], "wall_s": wall, "load": os.getloadavg()[0]}
     facts.write_text(json.dumps(made))
     return made

@@ -5,22 +5,18 @@ Exit codes: 0 done, 2 bad input (one message, nothing changed), 75 stopped and r
 
 import dataclasses
 import io
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group
 from rich.console import Console
 
 from skipway import __version__, cli_bench, cli_data, cli_search, tables
 from skipway.errors import InputError, ReadError, unknown
-from skipway.flags import Flags, NetworkFlags, settings_of
+from skipway.flags import WANTED, Flags, NetworkFlags, TrustCode, Wanted, settings_of
+from skipway.terminal import BAD_INPUT, DONE, STOPPED, console, print_json
 
-DONE, BAD_INPUT, STOPPED = 0, 2, 75
-TrustCode = Annotated[bool, Parameter(negative="", help="Run the code of a python: network that another's file names.")]
-
-console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 app = App(
     name="skipway",
     version=__version__,
@@ -41,11 +37,8 @@ def train(
     data: str | None = None,
     /,
     *,
-    network: str | None = None,
-    recipe: str | None = None,
-    config: Path | None = None,
     out: Path | None = None,
-    trust_code: TrustCode = False,
+    wanted: Wanted = WANTED,
     flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Train a network on DATA, or go on with the unfinished run of the same settings.
@@ -69,21 +62,21 @@ def train(
     data
         A built-in set (fashion-sample, fashion, cifar10, cifar100), a folder of images or of parquet files.
         Default: the recipe's.
-    network
-        A name from `skipway networks`, timm:NAME, torchvision:NAME or python:module:function. Default: the recipe's.
-    recipe
-        A name from `skipway recipes`. Default: default.
-    config
-        A TOML file of settings; the spec.toml of another run will do.
     out
         The run folder. Default: runs/DATA-NETWORK-N.
     """
-    from skipway.compose import compose
     from skipway.training.train import train as run_training
 
-    spec = compose(data or "", recipe=recipe or "", config=config, settings=settings_of(flags, network))
-    named_here = network is not None
-    run = run_training(spec, out=out, console=console, trust_code=trust_code or named_here)
+    run = run_training(
+        data or "",
+        network=wanted.network,
+        recipe=wanted.recipe,
+        config=wanted.config,
+        settings=settings_of(flags, None),
+        out=out,
+        console=console,
+        trust_code=wanted.trust_code,
+    )
     return STOPPED if run.summary.get("status") == "stopped" else DONE
 
 
@@ -123,7 +116,7 @@ def evaluate(
 
     with console.status("scoring"):
         result = score_run(run, data, split=split, tta=tta, trust_code=trust_code)
-    _print_json(dataclasses.asdict(result)) if json else console.print(tables.evaluation(result))
+    print_json(dataclasses.asdict(result)) if json else console.print(tables.evaluation(result))
     _say_bad(result.bad_files)
     return DONE
 
@@ -161,7 +154,7 @@ def predict(run: Path, *images: str, top: int = 5, json: bool = False, trust_cod
             continue
         done += 1
         if json:
-            _print_json({"image": str(path), "predictions": prediction.ranked()}, indent=None)
+            print_json({"image": str(path), "predictions": prediction.ranked()}, indent=None)
         else:
             console.print(tables.prediction(str(path), prediction), soft_wrap=True)
     _say_bad(bad)
@@ -222,7 +215,7 @@ def describe(
 
         save(result, svg)
         print(f"drawn in {svg}", file=sys.stderr)
-    _print_json(dataclasses.asdict(result)) if json else console.print(tables.description(result))
+    print_json(dataclasses.asdict(result)) if json else console.print(tables.description(result))
     return DONE
 
 
@@ -258,10 +251,6 @@ def recipes() -> int:
 
     console.print(tables.recipes(RECIPES))
     return DONE
-
-
-def _print_json(value: Any, indent: int | None = 1) -> None:
-    print(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def _say_bad(bad: dict[str, str]) -> None:

@@ -1,8 +1,6 @@
 """The verb `skipway bench`, and the table that it prints. It is hung into the command in cli.py."""
 
 import dataclasses
-import json as json_text
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,13 +8,12 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from skipway.flags import Flags, settings_of
+from skipway.flags import Flags, TrustCode, settings_of
+from skipway.terminal import console, print_json
 
 if TYPE_CHECKING:
     from skipway.training.bench import Bench, Speed
     from skipway.training.roofline import Rate
-
-console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 
 
 def bench(
@@ -26,7 +23,7 @@ def bench(
     seconds: float = 10.0,
     peak_tflops: float = 0.0,
     json: bool = False,
-    trust_code: bool = False,
+    trust_code: TrustCode = False,
     flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Measure this machine, and how fast NETWORK trains and answers on it: images/s, parts of a step, share of peak.
@@ -51,8 +48,6 @@ def bench(
         Hold the speeds against this peak. Default: the fastest arithmetic measured.
     json
         Print one JSON object.
-    trust_code
-        Run the code of a python: network that a run names.
     """
     from skipway.training.bench import bench as measure
 
@@ -60,7 +55,7 @@ def bench(
     with Console(stderr=True, emoji=False).status("measuring"):
         found = measure(network, seconds=seconds, peak_tflops=peak_tflops, settings=settings, trust_code=trust_code)
     if json:
-        print(json_text.dumps(dataclasses.asdict(found), indent=1, ensure_ascii=False))
+        print_json(dataclasses.asdict(found))
     else:
         console.print(report(found), soft_wrap=True)
     return 0
@@ -71,6 +66,7 @@ def report(found: "Bench") -> Group:
     machine, engine = found.machine, found.engine
     memory_format = "channels last" if engine["channels_last"] else "channels first"
     how = [engine["precision"], memory_format, "compiled" if engine["compiled"] else "not compiled"]
+    how += ["skipway's own kernels"] if engine["kernels"] else []
     how += [f"micro-batches of {engine['micro_batch']}"] if engine["micro_batch"] else []
     size = f"{found.image_size} pixels, batches of {found.batch_size}"
     of = "the peak given" if found.peak == "given" else f"the fastest measured ({found.peak})"

@@ -1,6 +1,5 @@
 """The verbs about data alone: `skipway doctor`, and `skipway data ...`. They are hung into the command in cli.py."""
 
-import json as json_text
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from skipway.flags import DataFlags, PreviewFlags, settings_of
+from skipway.terminal import console, print_json, say
 
 if TYPE_CHECKING:
     from skipway.data.doctor.examine import Diagnosis
     from skipway.data_spec import DataSpec
 
-console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 data = App(name="data", help="Look at data, and pack it.")
 
 
@@ -63,7 +62,7 @@ def doctor(
         exclude.check_place(fix_list)
     found = _examined(spec)
     if json:
-        print(json_text.dumps(found.to_dict(), indent=1))  # ASCII: a file's name may hold what is no text
+        print_json(found.to_dict(), ascii=True)
     else:
         console.print(tables.diagnosis(found), soft_wrap=True)
     if html is not None:
@@ -131,9 +130,9 @@ def pack(
     packed = write(spec, out, shard_size_mb=shard_size_mb, seed=seed)
     samples = ", ".join(f"{split} {count:,}" for split, count in packed.samples.items())
     said = f"{packed.folder}: {samples} in {packed.shards:,} shards, {packed.bytes / 1e6:,.1f} MB"
-    console.print(said, soft_wrap=True, markup=False)
+    say(said)
     for name, reason in packed.bad.items():
-        console.print(f"left out: {name}: {reason}", style="yellow", soft_wrap=True, markup=False)
+        say(f"left out: {name}: {reason}", style="yellow")
     return 0
 
 
@@ -169,5 +168,5 @@ def preview(
     spec = compose(data, settings=settings_of(flags, None))
     with console.status("drawing"):
         file = draw(spec.data, augment=spec.augment, out=out, seed=seed)
-    console.print(f"drawn in {file}", markup=False, highlight=False, soft_wrap=True)
+    say(f"drawn in {file}")
     return 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json as json_text
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,33 +13,27 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from skipway.flags import Flags, settings_of
+from skipway.flags import WANTED, Flags, Wanted, settings_of
+from skipway.terminal import STOPPED, console, print_json, say
 
 if TYPE_CHECKING:
     from skipway.spec import RunSpec
     from skipway.training.tune import Tuning
 
-STOPPED = 75
 SHOWN = 10
-TrustCode = Annotated[bool, Parameter(negative="", help="Run the code of a python: network that another's file names.")]
 Listed = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
-
-console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
 
 
 def find_lr(
     data: str | None = None,
     /,
     *,
-    network: str | None = None,
-    recipe: str | None = None,
-    config: Path | None = None,
     steps: int = 150,
     low: float = 0,
     high: float = 0,
     out: Path | None = None,
     json: bool = False,
-    trust_code: TrustCode = False,
+    wanted: Wanted = WANTED,
     flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Find a learning rate for a run: some steps of its training at rates that rise until the loss diverges.
@@ -57,12 +50,6 @@ def find_lr(
     ----------
     data
         Whatever `skipway train` takes. Default: the recipe's.
-    network
-        A name, as for `skipway train`. Default: the recipe's.
-    recipe
-        A name from `skipway recipes`. Default: default.
-    config
-        A TOML file of settings.
     steps
         Of training, at most.
     low
@@ -79,19 +66,19 @@ def find_lr(
 
     if out is not None:
         check_out(out)
-    spec, _ = _asked(data, network, recipe, config, flags, trust_code)
+    spec, _ = _asked(data, wanted, flags)
     with _bar(steps) as show:
         found = find(spec, steps=steps, low=low, high=high, progress=show)
     picture, numbers = found.save(out)
     if json:
         files = {"picture": str(picture), "numbers": str(numbers)}
-        print(json_text.dumps(dataclasses.asdict(found) | files, indent=1))
+        print_json(dataclasses.asdict(found) | files, ascii=True)
         return 0
     ended = f"diverged at {found.rates[-1]:.2g}" if found.diverged else f"did not diverge up to {found.rates[-1]:.2g}"
-    _say(f"{found.title}: {len(found.rates)} steps from a rate of {found.rates[0]:.2g} on")
-    _say(f"the loss fell fastest at {found.steepest:.2g}, was smallest at {found.minimum:.2g}, and {ended}")
-    _say(f"suggestion: --lr {found.suggestion:g}  ({found.why})", style="bold")
-    _say(f"drawn in {picture}, numbers in {numbers}")
+    say(f"{found.title}: {len(found.rates)} steps from a rate of {found.rates[0]:.2g} on")
+    say(f"the loss fell fastest at {found.steepest:.2g}, was smallest at {found.minimum:.2g}, and {ended}")
+    say(f"suggestion: --lr {found.suggestion:g}  ({found.why})", style="bold")
+    say(f"drawn in {picture}, numbers in {numbers}")
     return 0
 
 
@@ -99,15 +86,12 @@ def tune(
     data: str | None = None,
     /,
     *,
-    network: str | None = None,
-    recipe: str | None = None,
-    config: Path | None = None,
     search: Listed = None,
     trials: int = 20,
     jobs: int = 1,
     study: Path | None = None,
     json: bool = False,
-    trust_code: TrustCode = False,
+    wanted: Wanted = WANTED,
     flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Search for settings: trials are runs, chosen by Optuna, compared on validation; the test split is not touched.
@@ -126,12 +110,6 @@ def tune(
     ----------
     data
         Whatever `skipway train` takes. Default: the recipe's.
-    network
-        A name, as for `skipway train`. Default: the recipe's.
-    recipe
-        A name from `skipway recipes`. Default: default.
-    config
-        A TOML file of settings.
     search
         Any setting by its flag's name: NAME=LOW..HIGH, with :log or :step8 behind it, or NAME=ONE,OTHER.
         Default: lr, weight_decay and label_smoothing.
@@ -148,14 +126,14 @@ def tune(
     from skipway.training.trial import Voice
     from skipway.training.tune import tune as look
 
-    spec, settings = _asked(data, network, recipe, config, flags, trust_code)
+    spec, settings = _asked(data, wanted, flags)
     told = Console(stderr=True, emoji=False, width=console.width) if json else console
     with told.status("looking at the data") as status:
-        voice = Voice(lambda line: _say(line, where=told), lambda text: status.update(escape(text)))
+        voice = Voice(lambda line: say(line, where=told), lambda text: status.update(escape(text)))
         found = look(spec, settings=settings, search=search or (), trials=trials, jobs=jobs, study=study, voice=voice)
     picture = _draw(found, f"{_counted(found)}: {spec.network.name} on {spec.data.path}")
     if json:
-        print(json_text.dumps(_as_json(found, picture), indent=1))
+        print_json(_as_json(found, picture), ascii=True)
     else:
         _tell(found, picture)
     return STOPPED if found.stopped else 0
@@ -171,16 +149,20 @@ def _bar(steps: int) -> Iterator[Callable[[int, int, float], None]]:
         yield lambda done, total, loss: bar.update(task, completed=done, total=total, loss=f"{loss:.3f}", visible=True)
 
 
-def _asked(
-    data: str | None, network: str | None, recipe: str | None, config: Path | None, flags: Any, trust_code: bool
-) -> "tuple[RunSpec, dict[str, dict[str, Any]]]":
-    """The settings that were asked for: recipe < config file < flags; and what the flags said."""
-    from skipway.compose import compose
+def _asked(data: str | None, wanted: Wanted, flags: Any) -> "tuple[RunSpec, dict[str, dict[str, Any]]]":
+    """The spec that was asked for, and what the flags said."""
     from skipway.training.asked import asked_spec
 
-    settings = settings_of(flags, network)
-    spec = compose(data or "", recipe=recipe or "", config=config, settings=settings)
-    return asked_spec(spec, network=network, settings=settings, trust_code=trust_code), settings
+    settings = settings_of(flags, wanted.network)
+    spec = asked_spec(
+        data or "",
+        network=wanted.network,
+        recipe=wanted.recipe,
+        config=wanted.config,
+        settings=settings,
+        trust_code=wanted.trust_code,
+    )
+    return spec, settings
 
 
 def _draw(found: "Tuning", title: str) -> Path | None:
@@ -212,14 +194,14 @@ def _tell(found: "Tuning", picture: Path | None) -> None:
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     again = sum(bool(trial.same_as) for trial in found.trials)
     known = f" ({again} with values that had been tried, and were not run again)" if again else ""
-    _say(f"{_counted(found)}: {', '.join(counts)}{known}")
+    say(f"{_counted(found)}: {', '.join(counts)}{known}")
     if best := found.best:
-        _say(f"best: {best.run}, validation {found.metric} {best.score or 0:.2%}", style="bold")
-        _say("  being the best of several on validation, it flatters a little; the test split was not touched:")
-        _say(f"  skipway evaluate {best.run}")
-    _say(f"study {found.study}" + (f", picture {picture}" if picture else ""))
+        say(f"best: {best.run}, validation {found.metric} {best.score or 0:.2%}", style="bold")
+        say("  being the best of several on validation, it flatters a little; the test split was not touched:")
+        say(f"  skipway evaluate {best.run}")
+    say(f"study {found.study}" + (f", picture {picture}" if picture else ""))
     if found.stopped:
-        _say("stopped; the same command goes on from there", style="yellow")
+        say("stopped; the same command goes on from there", style="yellow")
 
 
 def _counted(found: "Tuning") -> str:
@@ -236,7 +218,3 @@ def _as_json(found: "Tuning", picture: Path | None) -> dict[str, Any]:
         "trials": [dataclasses.asdict(trial) for trial in found.trials],
         "picture": str(picture) if picture else None,
     }
-
-
-def _say(text: str, *, style: str = "", where: Console | None = None) -> None:
-    (where or console).print(text, style=style, markup=False, highlight=False, soft_wrap=True)

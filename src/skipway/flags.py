@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
@@ -45,6 +46,31 @@ Flags = _flags(SECTIONS, BY_NAME | FROM_DATA)
 NetworkFlags = _flags(["network"], BY_NAME)
 DataFlags = _flags(["data"], BY_NAME)
 PreviewFlags = _flags(["data", "augment"], BY_NAME)
+
+
+TrustCode = Annotated[bool, Parameter(negative="", help="Run the code of a python: network that another's file names.")]
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a run is made from besides its data and the settings one by one."""
+
+    network: Annotated[
+        str | None,
+        Parameter(
+            help="A name from `skipway networks`, timm:NAME, torchvision:NAME or python:module:function. "
+            "Default: the recipe's."
+        ),
+    ] = None
+    recipe: Annotated[str, Parameter(help="A name from `skipway recipes`. Default: default.", show_default=False)] = ""
+    config: Annotated[Path | None, Parameter(help="A TOML file of settings; the spec.toml of another run will do.")] = (
+        None
+    )
+    trust_code: TrustCode = False
+
+
+WANTED = Wanted()
 
 
 def settings_of(flags: Any, network: str | None) -> dict[str, dict[str, Any]]:

@@ -58,7 +58,9 @@ class NetworkSpec:
     )
     norm: Literal["batch", "group", "none"] = option("batch", "normalisation; none wants init or branch_scale")
     norm_groups: int = option(32, "group norm: number of groups", low=1)
-    norm_momentum: float = option(0.1, "batch norm: share of each new batch in the running statistics", low=0, high=1)
+    norm_momentum: float = option(
+        0.1, "batch norm: share of each new batch in the running statistics", low=0.001, high=1
+    )
     norm_scale: bool = option(True, "norms learn a factor a channel; off: it stays 1")
     weight_standardisation: bool = option(False, "filters with mean 0 and deviation 1 (BiT)")
     init: Literal["he", "fixup"] = option("he", "initial weights; fixup trains without normalisation")

@@ -160,3 +160,14 @@ def test_bad_input_costs_one_message(skipway, photos, flags, words):
     assert result.code == 2
     assert words in " ".join(result.err.split())
     assert [*Path().iterdir()] == []
+
+
+def test_a_second_dip_at_rates_that_threw_the_network_back_does_not_count():
+    rates = np.geomspace(1e-4, 10, 150)
+    at = np.log10(rates)
+    losses = 2.5 - 1.2 * np.exp(-((at + 1.5) ** 2) / 0.4) - 1.3 * np.exp(-((at - 0.1) ** 2) / 0.1)
+    found = read("two dips", losses.tolist(), False, rates=rates.tolist())
+    assert 0.02 < found.minimum < 0.05
+    assert found.minimum / 10 <= found.suggestion <= found.minimum / 3 * 1.05
+    single = read("one dip", (losses + 1.3 * np.exp(-((at - 0.1) ** 2) / 0.1)).tolist(), False, rates=rates.tolist())
+    assert found.suggestion == single.suggestion

@@ -47,6 +47,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def cut_at(step: Any, at: int) -> Any:
+    """A training step that ends the process's run at some step, as a kill would."""
+
+    def cut(self, batch, epoch, number):
+        if number == at:
+            raise Killed
+        return step(self, batch, epoch, number)
+
+    return cut
+
+
 def test_run_folder_is_complete_and_tells_the_truth(tmp_path):
     data = make_photos(tmp_path / "p", splits=("train", "val", "test"))
     run = run_tiny(data, tmp_path / "run", tiny(epochs=3))
@@ -117,15 +128,8 @@ class Killed(Exception):
 @pytest.mark.parametrize("at", [(1, 2), (2, 3), (3, 0)])
 def test_run_cut_off_anywhere_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch, settings, at):
     whole = run_tiny(photos, tmp_path / "whole", settings)
-    step = Trainer._step
-
-    def cut(self, batch, epoch, number):
-        if (epoch, number - (epoch - 1) * 4) == at:
-            raise Killed
-        return step(self, batch, epoch, number)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_step", cut)
+        patch.setattr(Trainer, "_step", cut_at(Trainer._step, (at[0] - 1) * 4 + at[1]))
         run_tiny(photos, tmp_path / "cut", settings)
     resumed = run_tiny(photos, tmp_path / "cut", settings)
     assert resumed.summary["status"] == "finished"
@@ -188,15 +192,8 @@ def test_without_out_runs_are_numbered_and_unfinished_ones_go_on(photos, monkeyp
     first = run_tiny(photos)
     assert first.folder == Path("runs/photos-custom-1")
     assert run_tiny(photos).folder == Path("runs/photos-custom-2")
-    step = Trainer._step
-
-    def cut(self, batch, epoch, number):
-        if epoch == 2:
-            raise Killed
-        return step(self, batch, epoch, number)
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_step", cut)
+        patch.setattr(Trainer, "_step", cut_at(Trainer._step, 4))
         run_tiny(photos)
     assert run_tiny(photos, settings=tiny(seed=4)).folder == Path("runs/photos-custom-4")
     assert run_tiny(photos).folder == Path("runs/photos-custom-3")

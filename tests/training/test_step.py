@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_photos
-from test_loop import quiet, same, tiny, weights  # pyrefly: ignore[missing-import]
+from test_loop import Killed, cut_at, quiet, same, tiny, weights  # pyrefly: ignore[missing-import]
 from torch import Tensor
 
 import skipway
@@ -18,6 +19,7 @@ from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn import kernels
 from skipway.run import Run
 from skipway.speed_spec import SpeedSpec
+from skipway.training import loop
 from skipway.training.assemble import assemble
 from skipway.training.engine import choose_engine, engine_of
 from skipway.training.loop import Trainer
@@ -73,6 +75,39 @@ def test_small_memory_takes_part_of_the_batch_at_a_time(photos, monkeypatch):
     assert any("1 images at a time" in note for note in said)
 
 
+def test_no_micro_batch_is_a_leftover_of_one(photos):
+    learner = assemble(asked(photos, speed={"micro_batch": 3}), quiet()).learner
+    seen = []
+    learner.forward = lambda x: seen.append(len(x)) or learner.network(x)
+    learner.network.train()
+    learner._backward(*batch_of(asked(photos), 7))
+    assert seen == [3, 2, 2]
+
+
+def test_freezing_for_some_epochs_then_everything_learns(photos, tmp_path, monkeypatch):
+    settings = tiny(epochs=3, freeze="backbone", freeze_epochs=1)
+    states = []
+    save = loop.save_last
+    monkeypatch.setattr(
+        loop,
+        "save_last",
+        lambda run, position, learner: (
+            states.append({k: v.clone() for k, v in learner.network.state_dict().items()}),
+            save(run, position, learner),
+        ),
+    )
+    whole = skipway.train(str(photos), settings=settings, out=tmp_path / "whole", console=quiet())
+    moved = [{k for k in a if not torch.equal(a[k], b[k])} for a, b in pairwise(states)]
+    assert moved[0] == {"head.linear.weight", "head.linear.bias"}
+    assert {k for k in moved[1] if "num_batches" not in k} == {k for k in states[0] if "num_batches" not in k}
+    assert any("frozen up to" in note and "for 1 epoch:" in note for note in whole.summary["chosen"])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_step", cut_at(Trainer._step, 9))
+        skipway.train(str(photos), settings=settings, out=tmp_path / "cut", console=quiet())
+    resumed = skipway.train(str(photos), settings=settings, out=tmp_path / "cut", console=quiet())
+    assert same(weights(whole), weights(resumed))
+
+
 @pytest.mark.parametrize("by", ["network", "proxy"])
 def test_hard_images_are_those_with_the_largest_loss(photos, by):
     learner = assemble(asked(photos, speed={"keep_hard": 0.25, "hard_by": by}, precision="fp32"), quiet()).learner
@@ -99,15 +134,8 @@ def test_hard_images_are_fewer_and_counted(photos, tmp_path):
 def test_proxy_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch):
     settings = tiny(epochs=2) | {"speed": {"keep_hard": 0.5}}
     whole = skipway.train(str(photos), settings=settings, out=tmp_path / "whole", console=quiet())
-    step = Trainer._step
-
-    def cut(self, batch, epoch, number):
-        if number == 6:
-            raise KeyboardInterrupt
-        return step(self, batch, epoch, number)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", cut)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_step", cut_at(Trainer._step, 6))
         skipway.train(str(photos), settings=settings, out=tmp_path / "cut", console=quiet())
     resumed = skipway.train(str(photos), settings=settings, out=tmp_path / "cut", console=quiet())
     assert same(weights(whole), weights(resumed))

@@ -143,8 +143,8 @@ class Fake:
         self.trained: list[tuple[str, int]] = []
         self.before: Any = lambda run, epoch: None
 
-    def __call__(self, spec, *, out, console, trust_code, on_epoch, score_test) -> Run:
-        assert not score_test
+    def __call__(self, spec, *, out, console, trust_code, hooks) -> Run:
+        assert not hooks.score_test
         out.mkdir(parents=True, exist_ok=True)
         run = Run(out)
         rows = run.metrics()
@@ -156,7 +156,7 @@ class Fake:
                 self.trained.append((out.name, epoch))
                 row = {"epoch": epoch, "val_accuracy": epoch / 10 * (1 - spec.train.lr), "val_loss": 1.0}
                 run.append_lines("metrics.jsonl", [row])
-                on_epoch(row)
+                hooks.on_epoch(row)
         except StopRequested:
             status = "stopped"
         run.write_text("summary.json", json.dumps({"status": status}))

@@ -5,13 +5,15 @@ a threshold.
 """
 
 from collections.abc import Callable, Iterator
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from skipway.errors import unknown
+from skipway.train_spec import TrainSpec
 
-KINDS = ("none", "flip", "flip_shift")
+KINDS = get_args(get_type_hints(TrainSpec)["tta"])
 
 
 def check_tta(kind: str) -> None:

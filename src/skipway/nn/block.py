@@ -94,15 +94,15 @@ class Block(nn.Module):
 
     def __init__(self, spec: NetworkSpec, shape: BlockShape):
         super().__init__()
-        kernels, strided = CONVS[spec.block]
-        self.num_convs, self.preact = len(kernels), spec.preact
+        sizes, strided = CONVS[spec.block]
+        self.num_convs, self.preact = len(sizes), spec.preact
         out_width = shape.width * EXPANSION[spec.block]
         inner = spec.inner_width(shape.width) if self.num_convs == 3 else shape.width
         widths = [shape.in_width, *[inner] * (self.num_convs - 1), out_width]
         blurred = strided if spec.blur != "none" and shape.stride > 1 else -1
         self.blurred = blurred
         self.pools = spec.blur == "max" and blurred >= 0
-        for i, size in enumerate(kernels):
+        for i, size in enumerate(sizes):
             last = i == self.num_convs - 1
             stride = shape.stride if i == strided != blurred else 1
             dilation = shape.last_dilation if last else shape.dilation

@@ -55,42 +55,42 @@ template <int A> inline float slope(float z) {
   return 1.0f;
 }
 
-template <typename T>
-void stats(const T* x, i64 rows, i64 C, double* partial, float* mean, float* var, int threads) {
+// Two sums by channel over all rows. `add(row, first, second)` adds one row to float sums of C channels. The totals
+// stand in the first 2 C doubles of `partial`; behind the two results, `scratch` has 2 C floats for each piece.
+template <typename Add>
+void sum_rows(i64 rows, i64 C, double* partial, float* scratch, int threads, Add add) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 piece = 0; piece < PIECES; piece++) {
     i64 begin = rows * piece / PIECES, end = rows * (piece + 1) / PIECES;
-    double *total = partial + piece * 2 * C, *squares = total + C;
-    for (i64 c = 0; c < C; c++) total[c] = squares[c] = 0;
-    float* s = mean + C * 2 * (1 + piece);  // scratch behind mean and var: 2 C floats a piece
-    float* q = s + C;
+    double* total = partial + piece * 2 * C;
+    float* run = scratch + (1 + piece) * 2 * C;
+    for (i64 c = 0; c < 2 * C; c++) total[c] = 0;
     for (i64 start = begin; start < end; start += RUN) {
       i64 stop = start + RUN < end ? start + RUN : end;
-      for (i64 c = 0; c < C; c++) s[c] = q[c] = 0;
-      for (i64 r = start; r < stop; r++) {
-        const T* row = x + r * C;
-#pragma omp simd
-        for (i64 c = 0; c < C; c++) {
-          float d = load(row + c) - load(x + c);  // from the first row: small where the mean is large
-          s[c] += d;
-          q[c] += d * d;
-        }
-      }
-      for (i64 c = 0; c < C; c++) {
-        total[c] += s[c];
-        squares[c] += q[c];
-      }
+      for (i64 c = 0; c < 2 * C; c++) run[c] = 0;
+      for (i64 r = start; r < stop; r++) add(r, run, run + C);
+      for (i64 c = 0; c < 2 * C; c++) total[c] += run[c];
     }
   }
-  for (i64 c = 0; c < C; c++) {
-    double total = 0, squares = 0;
-    for (i64 piece = 0; piece < PIECES; piece++) {
-      total += partial[piece * 2 * C + c];
-      squares += partial[piece * 2 * C + C + c];
+  for (i64 piece = 1; piece < PIECES; piece++)
+    for (i64 c = 0; c < 2 * C; c++) partial[c] += partial[piece * 2 * C + c];
+}
+
+template <typename T>
+void stats(const T* x, i64 rows, i64 C, double* partial, float* mean_var, int threads) {
+  sum_rows(rows, C, partial, mean_var, threads, [=](i64 r, float* s, float* q) {
+    const T* row = x + r * C;
+#pragma omp simd
+    for (i64 c = 0; c < C; c++) {
+      float d = load(row + c) - load(x + c);  // from the first row: small where the mean is large
+      s[c] += d;
+      q[c] += d * d;
     }
-    double m = total / rows, v = squares / rows - m * m;
-    mean[c] = float(m + load(x + c));
-    var[c] = float(v > 0 ? v : v == v ? 0 : v);
+  });
+  for (i64 c = 0; c < C; c++) {
+    double m = partial[c] / rows, v = partial[C + c] / rows - m * m;
+    mean_var[c] = float(m + load(x + c));
+    mean_var[C + c] = float(v > 0 ? v : v == v ? 0 : v);
   }
 }
 
@@ -99,7 +99,7 @@ template <typename T, int A>
 void apply(const T* x, const T* added, T* y, i64 rows, i64 C, const float* scale, const float* shift, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 r = 0; r < rows; r++) {
-    const T *a = x + r * C, *b = added + r * C;
+    const T *a = x + r * C, *b = added ? added + r * C : a;
     T* out = y + r * C;
     if (added) {
 #pragma omp simd
@@ -115,46 +115,22 @@ void apply(const T* x, const T* added, T* y, i64 rows, i64 C, const float* scale
 template <typename T, int A>
 void slopes(const T* dy, const T* x, const T* y, const T* added, T* dz, i64 rows, i64 C, const float* scale,
             const float* shift, const float* mean, double* partial, float* sums, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (i64 piece = 0; piece < PIECES; piece++) {
-    i64 begin = rows * piece / PIECES, end = rows * (piece + 1) / PIECES;
-    double *total = partial + piece * 2 * C, *along = total + C;
-    for (i64 c = 0; c < C; c++) total[c] = along[c] = 0;
-    float* s = sums + C * 2 * (1 + piece);
-    float* q = s + C;
-    for (i64 start = begin; start < end; start += RUN) {
-      i64 stop = start + RUN < end ? start + RUN : end;
-      for (i64 c = 0; c < C; c++) s[c] = q[c] = 0;
-      for (i64 r = start; r < stop; r++) {
-        const T *g = dy + r * C, *a = x + r * C, *o = y + r * C, *b = added + r * C;
-        T* out = dz + r * C;
-#define LOOP(Z)                                   \
+  sum_rows(rows, C, partial, sums, threads, [=](i64 r, float* s, float* q) {
+    const T *g = dy + r * C, *a = x + r * C, *o = y ? y + r * C : a, *b = added ? added + r * C : a;
+    T* out = dz + r * C;
+#define LOOP(Z)                                     \
   _Pragma("omp simd") for (i64 c = 0; c < C; c++) { \
-    store(out + c, load(g + c) * slope<A>(Z));    \
-    float d = load(out + c);                      \
-    s[c] += d;                                    \
-    q[c] += d * (load(a + c) - mean[c]);          \
+    store(out + c, load(g + c) * slope<A>(Z));      \
+    float d = load(out + c);                        \
+    s[c] += d;                                      \
+    q[c] += d * (load(a + c) - mean[c]);            \
   }
-        if (A == RELU) LOOP(load(o + c))
-        else if (added) LOOP(load(a + c) * scale[c] + shift[c] + load(b + c))
-        else LOOP(load(a + c) * scale[c] + shift[c])
+    if (A == RELU) LOOP(load(o + c))
+    else if (added) LOOP(load(a + c) * scale[c] + shift[c] + load(b + c))
+    else LOOP(load(a + c) * scale[c] + shift[c])
 #undef LOOP
-      }
-      for (i64 c = 0; c < C; c++) {
-        total[c] += s[c];
-        along[c] += q[c];
-      }
-    }
-  }
-  for (i64 c = 0; c < C; c++) {
-    double total = 0, along = 0;
-    for (i64 piece = 0; piece < PIECES; piece++) {
-      total += partial[piece * 2 * C + c];
-      along += partial[piece * 2 * C + C + c];
-    }
-    sums[c] = float(total);
-    sums[C + c] = float(along);
-  }
+  });
+  for (i64 c = 0; c < 2 * C; c++) sums[c] = float(partial[c]);
 }
 
 // dx = dz by + (x - mean) along + rest; dx may be dz.
@@ -254,7 +230,7 @@ extern "C" {
 i64 scratch_pieces() { return PIECES; }
 
 void norm_stats(i64 half, const void* x, i64 rows, i64 C, double* partial, float* mean_var, i64 threads) {
-  PIXELS(stats((const T*)x, rows, C, partial, mean_var, mean_var + C, threads))
+  PIXELS(stats((const T*)x, rows, C, partial, mean_var, threads))
 }
 
 void norm_apply(i64 half, i64 kind, const void* x, const void* added, void* y, i64 rows, i64 C, const float* scale,

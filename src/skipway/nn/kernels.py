@@ -1,8 +1,9 @@
 """Our own kernels for the CPU, compiled once for the machine: batch norm with addition and activation, max-pool.
 
-Where a training step is bound by memory, passes over it count: PyTorch's batch norm, addition and activation read and
-write an activation about twenty times, forward and backward, these ten. They are used once `load()` found or made the
-library, which takes a C++ compiler and about two seconds, once; everything works without them.
+Where a training step is bound by memory, passes over it count: PyTorch's batch norm, addition and relu read or write an
+activation sixteen times, forward and backward, these eleven times (benchmarks/kernels.py measures it). They are used
+once `load()` found or made the library, which takes a C++ compiler and about two seconds, once; everything works
+without them.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from skipway.cache import cache_folder, sweep, written_beside
 
@@ -142,7 +144,8 @@ def takes(norm: nn.Module, act: nn.Module | None, added: Tensor | None, x: Tenso
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or bool(_has_any_global_hook())
 
 
 def norm_act(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module | None, added: Tensor | None = None) -> Tensor:

@@ -74,7 +74,7 @@ class Bench:
         network, image_size, batch_size, parameters: what ran.
         flops: of one image forward, 2 x multiply-accumulates; training counts three times as many.
         machine: device, cores, threads, versions.
-        engine: precision, memory format, compiled or not, micro-batch.
+        engine: precision, memory format, compiled or not, whose kernels, micro-batch.
         roofline: what the machine reaches.
         peak_tflops: that `mfu` is a share of.
         peak: where it comes from.
@@ -205,6 +205,7 @@ def _measured(trainer: Trainer, seconds: float, peak_tflops: float, roofline: Ro
             "precision": spec.train.precision,
             "channels_last": engine.channels_last,
             "compiled": engine.compiled,
+            "kernels": engine.kernels,
             "micro_batch": engine.micro_batch,
         },
         roofline=roofline,

@@ -130,7 +130,7 @@ def _choose_kernels(plan: Plan, *, compiled: bool) -> tuple[bool, list[str]]:
         return False, []
     why = "they are for the CPU" if plan.device.type != "cpu" else kernels.load()
     if not why:
-        return True, []
+        return True, ["norms, additions and activations by skipway's own kernels"]
     if asked == "on":
         raise InputError(f"speed.kernels on cannot be had: {why}")
     return False, [f"without skipway's own kernels, which are faster: {why}"]

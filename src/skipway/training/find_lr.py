@@ -216,7 +216,8 @@ def read(title: str, losses: Sequence[float], diverged: bool, *, rates: Sequence
 
     The steepest descent is where a step gains most, and it is suggested: the smallest loss lies just below the rates
     that harm, too near for a whole run. But noise moves the steepest point, so it counts only between a tenth and a
-    third of the rate with the smallest loss; beyond them, these do.
+    third of the rate with the smallest loss; beyond them, these do. What comes after the loss has risen by half of its
+    fall does not count: it may fall once more there, at rates that had thrown the network back.
 
     Args:
         title: what was trained.
@@ -232,7 +233,7 @@ def read(title: str, losses: Sequence[float], diverged: bool, *, rates: Sequence
     taken = tuple(rates[: len(losses)])
     half = max(1, round(WINDOW * len(rates)))
     smoothed = centred(losses, half)
-    lowest = int(smoothed.argmin())
+    lowest = int(smoothed[: first_rise(smoothed, half)].argmin())
     noise = float(np.std((np.asarray(losses) - smoothed)[: lowest + 1])) / math.sqrt(2 * half + 1)
     if lowest < half or smoothed[half] - smoothed[lowest] < 4 * noise:  # the least of many means lies 2 to 3 below
         raise InputError(
@@ -251,6 +252,14 @@ def read(title: str, losses: Sequence[float], diverged: bool, *, rates: Sequence
         suggestion, why = minimum / 3, "a third of the rate with the smallest loss; where it falls fastest is too near"
     two_digits = float(f"{suggestion:.1e}")
     return LrSweep(title, taken, tuple(losses), tuple(smoothed.tolist()), diverged, steepest, minimum, two_digits, why)
+
+
+def first_rise(smoothed: np.ndarray, start: int) -> int:
+    """Where a loss that had fallen by a tenth has gone up again by half of its fall; the end where it has not."""
+    least = np.minimum.accumulate(smoothed)
+    fall = smoothed[start] - least
+    risen = (fall > 0.1 * abs(smoothed[start])) & (smoothed - least > fall / 2)
+    return int(risen.argmax()) if risen.any() else len(smoothed)
 
 
 def centred(values: Sequence[float], half: int) -> np.ndarray:

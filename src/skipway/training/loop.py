@@ -53,6 +53,9 @@ class Hooks:
     score_test: bool = True
 
 
+HOOKS = Hooks()
+
+
 class Trainer:
     """Everything one run of the loop holds: data, network, optimizer, average, position.
 
@@ -64,7 +67,7 @@ class Trainer:
         hooks: what a search wants.
     """
 
-    def __init__(self, plan: Plan, folder: Path, console: Console, *, resume: bool, hooks: Hooks = Hooks()):
+    def __init__(self, plan: Plan, folder: Path, console: Console, *, resume: bool, hooks: Hooks = HOOKS):
         self.plan = dataclasses.replace(plan, given=None)  # given weights are not kept beside the network's
         self.spec, self.device, self.console, self.hooks = plan.spec, plan.device, console, hooks
         spec = self.spec
@@ -134,11 +137,11 @@ class Trainer:
         view.start_epoch(epoch)
         started = time.perf_counter()
         losses, lrs, right, seen = self._steps(epoch, view, stop)
+        step_losses = torch.stack(losses).tolist()  # which waits for the device
         seconds = time.perf_counter() - started
         batches = self.loader.batches(self.plan.splits.val, VAL_BATCH)
         bf16 = self.spec.train.precision == "bf16"
         scores = score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16)
-        step_losses = torch.stack(losses).tolist()
         row = {
             "epoch": epoch,
             "train_loss": sum(step_losses) / len(step_losses),

@@ -91,12 +91,18 @@ def measure_roofline(device: torch.device, *, precision: str, sizes: Sizes | Non
     for shape in sizes.convs:
         rates += [_conv(device, precision, sizes.batch, shape, backward=backward) for backward in (False, True)]
     rates.append(_conv(device, precision, sizes.batch, sizes.yardstick, backward=False))
-    yardstick = _conv(device, "bf16", sizes.batch, sizes.yardstick, backward=True)
-    rates += [yardstick, _copy(device, sizes.copy_bytes)]
-    return Roofline(tuple(rates), yardstick, max((r for r in rates if r.precision == precision), key=lambda r: r.value))
+    common = yardstick(device, sizes)
+    rates += [common, _copy(device, sizes.copy_bytes)]
+    return Roofline(tuple(rates), common, max((r for r in rates if r.precision == precision), key=lambda r: r.value))
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def yardstick(device: torch.device, sizes: Sizes | None = None) -> Rate:
+    """The rate to compare machines by; glibc should keep freed memory before."""
+    sizes = sizes or Sizes()
+    return _conv(device, "bf16", sizes.batch, sizes.yardstick, backward=True)
 
 
 def conv_flops(batch: int, channels: int, pixels: int, *, backward: bool) -> int:

@@ -129,8 +129,8 @@ class Learner:
         Returns:
             The loss (), how many were right (), the logits (B, K).
         """
-        size = self.engine.micro_batch or len(inputs)
-        parts = zip(inputs.split(size), targets.split(size), strict=True)
+        count = -(-len(inputs) // (self.engine.micro_batch or len(inputs)))
+        parts = zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)  # none is a leftover of one
         losses, rights, outputs = [], [], []
         for x, y in parts:
             with self.engine.computing():

@@ -130,18 +130,20 @@ def claim(study: Any, order: Order) -> Claimed | None:
         return Claimed(trial, run, lock)
 
 
-def settle(study: Any, order: Order, claimed: Claimed, score: float | None, reason: str = "", **attrs: Any) -> None:
+def settle(
+    study: Any, order: Order, claimed: Claimed, score: float | None, reason: str, facts: Mapping[str, Any]
+) -> None:
     """A trial is over: with its score, pruned for a reason of "pruned", or failed for any other.
 
     Args:
         study, order, claimed: which.
         score: the validation score.
-        reason: where there is none.
-        attrs: more to remember.
+        reason: where there is none; else "".
+        facts: more to remember.
     """
     states = optuna().trial.TrialState
     with _alone(order):
-        for key, value in {**attrs, **({"reason": reason} if reason else {})}.items():
+        for key, value in {**facts, **({"reason": reason} if reason else {})}.items():
             claimed.trial.set_user_attr(key, value)
         if score is not None:
             study.tell(claimed.trial, score)

@@ -1,26 +1,23 @@
 """The verb: from what was asked to a trained run."""
 
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from skipway.compose import Settings, apply, compose
+from skipway.compose import Settings, apply
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
 from skipway.network_spec import NetworkSpec
 from skipway.nn.stem import STEMS
 from skipway.run import Run
 from skipway.spec import RunSpec
-from skipway.training.loop import Hooks, Trainer
+from skipway.training.asked import asked_spec
+from skipway.training.loop import HOOKS, Hooks, Trainer
 from skipway.training.place import claimed, find_place
 from skipway.training.plan import Plan, make_plan
 from skipway.training.start import NoWeights
-from skipway.trust import check_trust, trust
 
 
 def train(
@@ -33,13 +30,12 @@ def train(
     out: str | Path | None = None,
     console: Console | None = None,
     trust_code: bool = False,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    score_test: bool = True,
+    hooks: Hooks = HOOKS,
 ) -> Run:
     """Train a residual network, or go on with an unfinished run of the same spec.
 
     Args:
-        data: a built-in data set's name, a folder, or a complete RunSpec (then only `out` and `console` count).
+        data: a built-in data set's name, a folder, or a complete RunSpec (then recipe and config do not count).
         network: a zoo name, another library's (timm:NAME, torchvision:NAME, python:module:function) or a spec;
             default: the recipe's.
         recipe: a recipe's name; default: "default".
@@ -48,8 +44,7 @@ def train(
         out: the run folder; default: the newest unfinished run of an equal spec, else runs/<data>-<network>-<n>.
         console: where to show progress.
         trust_code: run a python: network that was not named here, but by `config` or a RunSpec.
-        on_epoch: told each epoch's row of metrics.jsonl.
-        score_test: whether the test split is scored at the end; False while settings are being chosen.
+        hooks: what a search wants: a word after each epoch, the test split left alone.
 
     Returns:
         The run. `run.summary["status"]` is "finished", or "stopped" after Ctrl-C; the same call then goes on.
@@ -60,18 +55,7 @@ def train(
     Example:
         >>> run = skipway.train("photos", network="resnet18", settings={"train": {"epochs": 5}})  # doctest: +SKIP
     """
-    if isinstance(data, RunSpec):
-        asked = data
-    else:
-        asked = compose(str(data), recipe=recipe, config=Path(config) if config else None, settings=settings)
-        changes = (settings or {}).get("network", {})
-        if isinstance(network, (NetworkSpec, ForeignSpec)):
-            asked = apply(replace(asked, network=network), {"network": changes})
-        elif network:
-            asked = apply(asked, {"network": {"name": network, **changes}})
-        trust_code = trust_code or bool(network) or "name" in changes  # named here
-    check_trust(asked.network, trust_code=trust_code)
-    trust(asked.network)
+    asked = asked_spec(data, network=network, recipe=recipe, config=config, settings=settings, trust_code=trust_code)
     console = console or Console(emoji=False)
     with console.status(Text(f"reading {asked.data.path}")):
         plan = _plan(asked, Path(out) if out else None)
@@ -81,7 +65,7 @@ def train(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return Run.open(place.folder)
     with claimed(place.folder):
-        trainer = Trainer(plan, place.folder, console, resume=place.resume, hooks=Hooks(on_epoch, score_test))
+        trainer = Trainer(plan, place.folder, console, resume=place.resume, hooks=hooks)
         del plan  # and with it the weights that were given
         return trainer.fit()
 

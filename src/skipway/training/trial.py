@@ -12,6 +12,7 @@ from rich.console import Console
 
 from skipway.errors import InputError
 from skipway.run import Run
+from skipway.training.loop import Hooks
 from skipway.training.progress import StopRequested, StopSignals
 from skipway.training.study import Claimed, Order, claim, last_of_each, opened, put_back, settle
 from skipway.training.train import train
@@ -49,7 +50,7 @@ def _known(study: Any, order: Order, claimed: Claimed) -> bool:
             continue
         score = other.value if STATES[other.state] == "finished" else None
         reason = "pruned" if STATES[other.state] == "pruned" else told.get("reason", "")
-        settle(study, order, claimed, score, reason, same_as=told["run"])
+        settle(study, order, claimed, score, reason, {"same_as": told["run"]})
         return True
     return False
 
@@ -64,7 +65,7 @@ def _try(study: Any, order: Order, claimed: Claimed, voice: Voice) -> bool:
         if (folder / "spec.toml").is_file():
             epochs.catch_up(Run(folder).metrics())
         quiet = Console(file=io.StringIO())
-        run = train(spec, out=folder, console=quiet, trust_code=True, on_epoch=epochs, score_test=False)
+        run = train(spec, out=folder, console=quiet, trust_code=True, hooks=Hooks(epochs, score_test=False))
         if not epochs.pruned and not run.finished:
             put_back(study, order, claimed)
             return False
@@ -73,7 +74,7 @@ def _try(study: Any, order: Order, claimed: Claimed, voice: Voice) -> bool:
         pass
     except (InputError, torch.OutOfMemoryError) as error:
         reason = " ".join(str(error).split())[:500]
-        settle(study, order, claimed, None, reason)
+        settle(study, order, claimed, None, reason, {})
         voice.line(f"{claimed.run:<10}  failed: {reason}")
         return True
     except KeyboardInterrupt:
@@ -81,7 +82,7 @@ def _try(study: Any, order: Order, claimed: Claimed, voice: Voice) -> bool:
         return False
     best = max(epochs.scores.values())
     score, reason = (None, "pruned") if epochs.pruned else (best, "")
-    settle(study, order, claimed, score, reason, epochs=len(epochs.scores), best=best)
+    settle(study, order, claimed, score, reason, {"epochs": len(epochs.scores), "best": best})
     ending = f"pruned after {len(epochs.scores)} of {spec.train.epochs} epochs" if epochs.pruned else ""
     voice.line(f"{claimed.run:<10}  {best:>7.2%}  {in_words(claimed.trial.params)}  {ending}".rstrip())
     return True

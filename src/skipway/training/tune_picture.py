@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from skipway.figures import png
 from skipway.training.search import Searched
@@ -39,6 +40,7 @@ def draw(found: Tuning, title: str) -> bytes:
     scores = [100 * (trial.score or 0) if trial.state == "finished" else float("-inf") for trial in tried]
     grid[0].step(order, list(accumulate(scores, max)), where="post", color=QUIET, linewidth=0.8)
     grid[0].set_xlabel("trial")
+    grid[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0].set_ylabel(f"validation {TITLES[found.metric]} (%)")
     grid[0].legend(frameon=False, fontsize=8)
     for axes, field in zip(grid[1:], found.searched, strict=False):
@@ -58,6 +60,10 @@ def _field(axes: Axes, field: Searched, tried: list[Trial], best: Trial | None) 
         return
     if field.log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="x", labelrotation=30)
     _points(axes, values, tried, best)
 
 
