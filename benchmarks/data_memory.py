@@ -61,6 +61,12 @@ def opened(spec: DataSpec, word: str):
     return source
 
 
+def read_all(loader: Loader, epoch: int) -> int:
+    """One epoch, whose order goes when it is over, as in training. -> images."""
+    order = randomness.order(torch.arange(len(loader.source)), seed=0, epoch=epoch)
+    return sum(len(batch.labels) for batch in loader.batches(order, 256))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=1_300_000)
@@ -86,8 +92,7 @@ def main() -> None:
         sizes = []
         for epoch in range(1, options.epochs + 1):
             started = time.perf_counter()
-            order = randomness.order(torch.arange(len(source)), seed=0, epoch=epoch)
-            seen = sum(len(batch.labels) for batch in loader.batches(order, 256))
+            seen = read_all(loader, epoch)
             workers = children()
             pids = [os.getpid(), *workers]
             sizes.append((proportional_set_size(pids), proportional_set_size(pids, "Pss_Anon")))

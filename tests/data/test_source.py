@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import pickle
+import sys
 import tarfile
 import threading
 from functools import partial
@@ -217,3 +218,15 @@ def test_splits_come_from_the_data_where_it_has_them(tmp_path):
     assert splits.test is not None
     assert torch.equal(splits.train, source.splits["train"])
     assert torch.equal(splits.val, source.splits["val"])
+
+
+def test_reading_a_file_does_not_intern_its_name(tmp_path, monkeypatch):
+    """pathlib does, and worker processes then build the table of interned names anew, again and again."""
+    source = opened(make_photos(tmp_path / "photos"))
+    interned: list[str] = []
+    intern = sys.intern
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or intern(text))
+    for index in range(4):
+        source.read(index)
+    read = set(interned)
+    assert not {Path(source.name(index)).name for index in range(4)} & read

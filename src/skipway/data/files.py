@@ -41,7 +41,7 @@ class Files(Protocol):
         """What a person calls the file."""
         ...
 
-    def get(self, index: int) -> Path | bytes:
+    def get(self, index: int) -> str | bytes:
         """The file: a path, or its bytes. Raises ReadError."""
         ...
 
@@ -97,9 +97,9 @@ class DiskFiles:
         """The path below the folder."""
         return self.names[index]
 
-    def get(self, index: int) -> Path:
-        """The path."""
-        return self.root / self.names[index]
+    def get(self, index: int) -> str:
+        """The path, as text: a Path of each image would intern its name."""
+        return os.path.join(self.root, self.names[index])
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ def test_scans_are_known_by_name_or_first_bytes(tmp_path, monkeypatch):
     for content in (file, volume, gzip.compress(volume), nifti(np.zeros((2, 2, 2), np.int16), second=True)):
         assert medical.is_scan(content)
         (tmp_path / "IM0001").write_bytes(content)
-        assert medical.is_scan(tmp_path / "IM0001")
+        assert medical.is_scan(str(tmp_path / "IM0001"))
         assert decode(tmp_path / "IM0001", DEEP).ndim == 3
     for content in (b"", b"hello", gzip.compress(b"hello"), b"\x1f\x8b", b"\x89PNG\r\n\x1a\n" + bytes(500)):
         assert not medical.is_scan(content)
-    assert not medical.is_scan(tmp_path / "none")
+    assert not medical.is_scan(str(tmp_path / "none"))
     for name in ("a.dcm", "a.DCM", "a.ima", "a.dicom", "a.nii", "a.NII.GZ"):
-        assert medical.is_scan(tmp_path / name)
+        assert medical.is_scan(str(tmp_path / name))
         assert is_image_name(name)
 
     def fail(*_: object) -> None:
@@ -54,7 +54,7 @@ def test_scans_are_known_by_name_or_first_bytes(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", fail)
     for name in ("a.png", "a.JPG", "a.tif"):
-        assert not medical.is_scan(tmp_path / name)
+        assert not medical.is_scan(str(tmp_path / name))
 
 
 COMPRESSED = opened(dicom(random(6, 6), WindowCenter=9, WindowWidth=9))

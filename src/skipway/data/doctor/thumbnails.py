@@ -5,11 +5,11 @@ Files are read by processes bounded in time and memory, as in training; what can
 
 import contextlib
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from skipway.data.doctor.alignment import shrink
 from skipway.data.doctor.duplicates import SIDE
 from skipway.data.files import Files, read_headers
 from skipway.data.images.decode import read_header
+from skipway.data.images.opened import content
 from skipway.data.images.reading import Header
 from skipway.data.pool import TIME_LIMIT_S, Overrun, Pool, num_workers
 from skipway.data.source import Source
@@ -124,12 +125,12 @@ def _hash_twins(table: np.ndarray, files: Files, samples: np.ndarray) -> None:
     """Hash the files that are not alone in their size; the others get their number, which no hash is equal to."""
     found = {index: files.get(index) for index in samples.tolist()}
     for index, file in found.items():
-        table["bytes"][index] = file.stat().st_size if isinstance(file, Path) else len(file)
+        table["bytes"][index] = os.path.getsize(file) if isinstance(file, str) else len(file)
         table["content"][index] = index.to_bytes(16, "big")
     _, inverse, counts = np.unique(table["bytes"][samples], return_inverse=True, return_counts=True)
     for index in samples[counts[inverse] > 1].tolist():
         file = found[index]
-        table["content"][index] = _hash(file.read_bytes() if isinstance(file, Path) else file).digest()
+        table["content"][index] = _hash(content(file)).digest()
 
 
 def _on_disk(count: int) -> np.ndarray:
@@ -164,9 +165,9 @@ def _look_at_file(row: np.ndarray, files: Files, index: int) -> None:
     header = read_header(file, name)
     _note_header(row, header)
     try:
-        if isinstance(file, Path):
-            row["bytes"] = file.stat().st_size
-            with file.open("rb") as opened:
+        if isinstance(file, str):
+            row["bytes"] = os.path.getsize(file)
+            with open(file, "rb") as opened:
                 digest = hashlib.file_digest(opened, _hash)
                 opened.seek(0)
                 data = opened.read() if row["bytes"] <= TAIL_UP_TO else b""

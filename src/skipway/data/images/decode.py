@@ -9,6 +9,7 @@ where three are asked for, colour becomes luma (ITU-R 601) where one is. As uint
 import contextlib
 import importlib
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import WebPImagePlugin as _webp  # noqa: F401   once their plugins are 
 from torch import Tensor
 
 from skipway.data.images import deep, medical, tiff
+from skipway.data.images.opened import content
 from skipway.data.images.reading import MAX_PIXELS, SUFFIXES, SUFFIXES_OF, Header, Reading
 from skipway.errors import ReadError
 
@@ -47,13 +49,14 @@ def warm_up(name: str) -> None:
                 importlib.import_module(module)
 
 
-def read_header(file: Path | bytes, name: str = "") -> Header:
+def read_header(file: Path | str | bytes, name: str = "") -> Header:
     """Size and depth from the header alone.
 
     Raises:
         ReadError: not an image of the allowed formats, or too large.
     """
     name = name or str(file)
+    file = _plain(file)
     if medical.is_scan(file):
         return medical.read_header(file, name)
     if tiff.is_foreign(file):
@@ -71,7 +74,7 @@ def read_header(file: Path | bytes, name: str = "") -> Header:
         return Header(*image.size, is_deep, grey, image.format or "", image.mode, orientation, frames)
 
 
-def decode(file: Path | bytes, reading: Reading, name: str = "", *, at_least: int = 0) -> Tensor:
+def decode(file: Path | str | bytes, reading: Reading, name: str = "", *, at_least: int = 0) -> Tensor:
     """Decode one image.
 
     Args:
@@ -87,6 +90,7 @@ def decode(file: Path | bytes, reading: Reading, name: str = "", *, at_least: in
         ReadError: it cannot be read, for whatever reason.
     """
     name = name or ("image bytes" if isinstance(file, bytes) else str(file))
+    file = _plain(file)
     try:
         if medical.is_scan(file):
             return medical.read(file, reading, name)
@@ -120,11 +124,17 @@ def _is_plain_jpeg(image: Image.Image, size: tuple[int, int]) -> bool:
     )  # fmt: skip
 
 
-def _decode_jpeg(file: Path | bytes) -> Tensor:
+def _plain(file: Path | str | bytes) -> str | bytes:
+    """A path as text: pathlib interns every name, and the table of those would be built anew again and again."""
+    return file if isinstance(file, bytes) else os.fspath(file)
+
+
+def _decode_jpeg(file: str | bytes) -> Tensor:
     """A plain JPEG -> (3, H, W) uint8, in three quarters of the time that Pillow takes."""
     assert jpeg is not None
-    data = file if isinstance(file, bytes) else file.read_bytes()
-    decoded = jpeg.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=jpeg.ImageReadMode.RGB)
+    decoded = jpeg.decode_jpeg(
+        torch.frombuffer(bytearray(content(file)), dtype=torch.uint8), mode=jpeg.ImageReadMode.RGB
+    )
     assert isinstance(decoded, Tensor)
     return decoded
 
@@ -154,7 +164,7 @@ def _to_8_bits(grey: np.ndarray) -> np.ndarray:
     return ((grey - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
 
 
-def _opened(file: Path | bytes, name: str) -> Image.Image:
+def _opened(file: str | bytes, name: str) -> Image.Image:
     """The image with its header read and its size checked."""
     try:
         with warnings.catch_warnings():

@@ -13,13 +13,14 @@ would keep them, but a damaged PNG ends its process.) What of TIFF Pillow does n
 import io
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from skipway.data.images.opened import content
 
 WHITE = {np.dtype(np.uint8): np.float32(255), np.dtype(np.uint16): np.float32(65535)}
 LUMA = (0.299, 0.587, 0.114)
@@ -44,7 +45,7 @@ def _is_cut(image: Image.Image) -> bool:
     return image.format == "PPM" and any(isinstance(tile[3], tuple) and tile[3][1] > 255 for tile in tiles)
 
 
-def to_tensor(image: Image.Image, file: Path | bytes, channels: int) -> Tensor:
+def to_tensor(image: Image.Image, file: str | bytes, channels: int) -> Tensor:
     """An opened image at its own depth, by the rules above.
 
     Args:
@@ -60,7 +61,7 @@ def to_tensor(image: Image.Image, file: Path | bytes, channels: int) -> Tensor:
     """
     cut = _is_cut(image)
     if image.format == "PPM" and (cut or image.mode == "I"):
-        return from_array(_read_pnm(_content(file)), channels)
+        return from_array(_read_pnm(content(file)), channels)
     if not cut:
         return from_pil(image, channels)
     if image.format == "PNG":
@@ -138,7 +139,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[:: -1 if down else 1, :: -1 if across else 1]
 
 
-def _read_twice(image: Image.Image, file: Path | bytes) -> np.ndarray:
+def _read_twice(image: Image.Image, file: str | bytes) -> np.ndarray:
     """Colour of 16 bits -> (H, W, 2 to 4) uint16, with its own orientation applied where it is a TIFF.
 
     Pillow keeps the high byte of each value; told that the bytes are swapped, it keeps the low one.
@@ -204,10 +205,6 @@ def _read_pnm(content: bytes) -> np.ndarray:
         raise ValueError("truncated" if len(values) < count else "holds values above its white")
     scaled = values.astype(np.float32) / np.float32(white)
     return scaled.reshape(height, width, colours) if colours == 3 else scaled.reshape(height, width)
-
-
-def _content(file: Path | bytes) -> bytes:
-    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def _tag(image: Image.Image, tag: int, default: Any) -> Any:

@@ -12,7 +12,6 @@ its 8 or 16 bits (0 to 1 at depth) and knows no window. Grey scans are always de
 """
 
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -29,11 +28,11 @@ _HEAD = 4096  # bytes that tell what a file is
 _MAGIC_AT = (344, 4)  # of NIfTI-1, of NIfTI-2
 
 
-def is_scan(file: Path | bytes) -> bool:
+def is_scan(file: str | bytes) -> bool:
     """Whether a file is DICOM or NIfTI: by its name, else by its first bytes; one named like a photo is not opened."""
     if isinstance(file, bytes):
         return bool(_kind(file[:_HEAD]))
-    name = file.name.lower()
+    name = file.lower()
     if name.endswith(SCAN_SUFFIXES):
         return True
     if name.endswith(PHOTO_SUFFIXES):
@@ -45,13 +44,13 @@ def is_scan(file: Path | bytes) -> bool:
         return False
 
 
-def read_header(file: Path | bytes, name: str) -> Header:
+def read_header(file: str | bytes, name: str) -> Header:
     """Size and depth; of a NIfTI volume those of an axial slice. Raises ReadError."""
     with Opened(file, name) as stream:
         return _room(file, stream).read_header(stream)
 
 
-def read(file: Path | bytes, reading: Reading, name: str) -> Tensor:
+def read(file: str | bytes, reading: Reading, name: str) -> Tensor:
     """One image -> (channels, H, W) float32, or uint8 where the reading is not deep. Raises ReadError."""
     with Opened(file, name) as stream:
         scan = _room(file, stream).read(stream, reading)
@@ -73,11 +72,11 @@ def _to_8_bits(scan: Scan, channels: int) -> Tensor:
     return torch.from_numpy(array).reshape(*array.shape[:2], channels).permute(2, 0, 1)
 
 
-def _room(file: Path | bytes, stream: BinaryIO):
+def _room(file: str | bytes, stream: BinaryIO):
     """The module that reads a file: by its first bytes, else by its name."""
     kind = _kind(stream.read(_HEAD))
     stream.seek(0)
-    named_nifti = isinstance(file, Path) and file.name.lower().endswith((".nii", ".nii.gz"))
+    named_nifti = isinstance(file, str) and file.lower().endswith((".nii", ".nii.gz"))
     return nifti if kind == "nifti" or (not kind and named_nifti) else dicom
 
 

@@ -5,7 +5,6 @@ import io
 import logging
 import struct
 import warnings
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
@@ -18,6 +17,14 @@ _MEAN_NOTHING = (TypeError, AttributeError, LookupError, AssertionError, struct.
 _LOGGERS = ("pydicom", "pydicom.pixels.utils", "nibabel.global", "tifffile")
 
 
+def content(file: str | bytes) -> bytes:
+    """All bytes of a file, or the bytes themselves. Raises OSError."""
+    if isinstance(file, bytes):
+        return file
+    with open(file, "rb") as stream:
+        return stream.read()
+
+
 class Opened:
     """`with Opened(file, name) as stream`: warnings and log lines of libraries are not seen meanwhile.
 
@@ -26,7 +33,7 @@ class Opened:
         name: what to call it in an error.
     """
 
-    def __init__(self, file: Path | bytes, name: str):
+    def __init__(self, file: str | bytes, name: str):
         self._file, self._name, self._stack = file, name, contextlib.ExitStack()
 
     def __enter__(self) -> BinaryIO:

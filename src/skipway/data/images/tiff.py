@@ -6,7 +6,6 @@ first page counts; grey and RGB are read, opacity is laid over white. Values as 
 
 import io
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,12 +24,12 @@ _BITS, _PLANES = 258, 284  # tags
 _WHITE_IS_0, _RGB = 0, 2
 
 
-def is_foreign(file: Path | bytes) -> bool:
+def is_foreign(file: str | bytes) -> bool:
     """Whether a file is a TIFF that Pillow does not read, or not as it is."""
     if isinstance(file, bytes):
         if not file.startswith(_MAGIC):
             return False
-    elif file.suffix.lower() not in (".tif", ".tiff"):
+    elif not file.lower().endswith((".tif", ".tiff")):
         return False
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=["TIFF"]) as image:
@@ -40,7 +39,7 @@ def is_foreign(file: Path | bytes) -> bool:
         return isinstance(file, bytes) or _starts_like_one(file)
 
 
-def read_header(file: Path | bytes, name: str) -> Header:
+def read_header(file: str | bytes, name: str) -> Header:
     """Size and depth. Raises ReadError."""
     with Opened(file, name) as stream:
         page = _page(stream)
@@ -48,7 +47,7 @@ def read_header(file: Path | bytes, name: str) -> Header:
         return Header(page.imagewidth, page.imagelength, is_deep, page.photometric != _RGB, "TIFF")
 
 
-def read(file: Path | bytes, reading: Reading, name: str) -> Tensor:
+def read(file: str | bytes, reading: Reading, name: str) -> Tensor:
     """The first page -> (channels, H, W) float32, or uint8 where the reading is not deep. Raises ReadError."""
     with Opened(file, name) as stream:
         page = _page(stream)
@@ -85,7 +84,7 @@ def _page(stream: BinaryIO) -> Any:
     return page
 
 
-def _starts_like_one(path: Path) -> bool:
+def _starts_like_one(path: str) -> bool:
     try:
         with open(path, "rb") as stream:
             return stream.read(4) in _MAGIC

@@ -24,6 +24,7 @@ from torch import Tensor
 from skipway import randomness
 from skipway.data.files import FileSource
 from skipway.data.images.decode import read_header
+from skipway.data.images.opened import content
 from skipway.data.images.reading import SUFFIXES, SUFFIXES_OF
 from skipway.data.open import open_source
 from skipway.data.source import Source, is_multilabel
@@ -218,11 +219,11 @@ class _Writer:
 def _image(source: Source, index: int) -> tuple[bytes, str]:
     """A sample's image as it goes into the shard, and the ending of its name. Raises ReadError."""
     if isinstance(source, NpySource):
-        return bytes(source.files.get(index)), "npy"
+        return content(source.files.get(index)), "npy"
     if isinstance(source, FileSource):
         file = source.files.get(index)
         try:
-            data = file if isinstance(file, bytes) else file.read_bytes()
+            data = content(file)
         except OSError as error:
             raise ReadError(source.name(index), error.strerror or str(error)) from error
         name = source.name(index).lower()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skipway.data.files import FileSource
+from skipway.data.images.opened import content
 from skipway.data.images.reading import Reading
 from skipway.data_spec import DataSpec
 from skipway.errors import ReadError, stopped_by
@@ -42,7 +43,7 @@ class NpySource(FileSource):
 
     def read(self, index: int, at_least: int = 0) -> Tensor:
         """One image, (C, H, W) float32. Raises ReadError."""
-        image = from_npy(bytes(self.files.get(index)), self.name(index))
+        image = from_npy(content(self.files.get(index)), self.name(index))
         if image.shape[0] != self.channels:
             raise ReadError(self.name(index), f"{image.shape[0]} channels where the set has {self.channels}")
         return image
@@ -56,6 +57,6 @@ def npy_source(source: FileSource, spec: DataSpec) -> NpySource:
     """
     if source.bad and spec.bad_files == "stop":
         raise stopped_by(source.bad)
-    first = from_npy(bytes(source.files.get(0)), source.name(0))
+    first = from_npy(content(source.files.get(0)), source.name(0))
     made = replace(source, reading=Reading.of(spec, first.shape[0], deep=True), size=None)
     return NpySource(**{field.name: getattr(made, field.name) for field in fields(made)})
