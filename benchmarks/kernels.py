@@ -1,11 +1,11 @@
-"""What skipway's own kernels and its strips of small images gain on a CPU, layer by layer and in a training step.
+"""What skipway's own kernels, and its strips of small images, gain on a CPU: layer by layer and in a training step.
 
     python benchmarks/kernels.py [--pairs 9] [--steps 3]
 
 Layers: norm, addition and activation of batches in bf16, channels_last, forward and backward, beside PyTorch's own
-modules; 3x3 convolutions of small images beside F.conv2d. Steps: whole training steps of a network, as `skipway.train`
-takes them, with both, with one of them and with neither. Everything alternates in one process; medians, and the
-extremes in brackets. glibc keeps freed memory throughout, as in training.
+modules; 3x3 convolutions in strips and on the matrix unit beside F.conv2d. Steps: whole training steps of a network, as
+`skipway.train` takes them, with all of it, with some and with nothing. Everything alternates in one process; medians,
+and the extremes in brackets. glibc keeps freed memory throughout, as in training.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipway.nn import convolution, kernels
+from skipway.nn import convolution, kernels, matrix_unit
 from skipway.nn.layers import norm_act
 from skipway.nn.network import build
 from skipway.nn.zoo import find
@@ -29,8 +29,15 @@ from skipway.training.machine import keep_freed_memory
 from skipway.training.stopwatch import device_name
 
 NORMS = ((256, 64, 32), (1000, 64, 15), (1000, 256, 7), (32, 256, 56))  # batch, channels, pixels
-CONVS = ((1000, 256, 3), (1000, 256, 4), (500, 512, 4), (500, 256, 7), (500, 256, 8))
-KINDS = {"neither": (False, False), "strips": (False, True), "kernels": (True, False), "both": (True, True)}
+CONVS = ((256, 64, 32), (1000, 64, 15), (256, 128, 16), (256, 256, 8), (1000, 256, 7), (256, 512, 4), (1000, 256, 3))
+CONVS += ((32, 64, 56), (32, 128, 28), (32, 256, 14), (32, 512, 7))
+# what a step uses: kernels for norms and pools, strips, the matrix unit
+KINDS = {
+    "nothing": (False, False, False),
+    "strips": (False, True, False),
+    "kernels and strips": (True, True, False),
+    "all": (True, True, True),
+}
 
 
 def images(batch: int, channels: int, pixels: int) -> Tensor:
@@ -84,11 +91,12 @@ def convolutions(rounds: int) -> None:
     for shape in CONVS:
         batch, channels, pixels = shape
         for name in ("forward", "input gradient", "weight gradient"):
-            ways = {kind: conv_pass(shape, name, strips=kind == "strips") for kind in ("PyTorch", "strips")}
+            kinds = ("PyTorch", "strips", "matrix unit") if pixels <= LARGEST else ("PyTorch", "matrix unit")
+            ways = {kind: conv_pass(shape, name, kind) for kind in kinds}
             print(f"{channels} channels at {pixels}x{pixels}, batch {batch}, {name}: {shown(compared(ways, rounds))}")
 
 
-def conv_pass(shape: tuple[int, int, int], name: str, *, strips: bool) -> Callable[[], object]:
+def conv_pass(shape: tuple[int, int, int], name: str, kind: str) -> Callable[[], object]:
     """One pass of a 3x3 convolution."""
     x, channels = images(*shape), shape[1]
     weight = torch.randn(channels, channels, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
@@ -96,7 +104,9 @@ def conv_pass(shape: tuple[int, int, int], name: str, *, strips: bool) -> Callab
     x.requires_grad_(wanted is x)
 
     def forward() -> Tensor:
-        return convolution.convolve(x, weight, 1, 1) if strips else F.conv2d(x, weight, None, 1, 1)
+        if kind == "matrix unit":
+            return matrix_unit.convolve(x, weight)
+        return convolution.convolve(x, weight, 1, 1) if kind == "strips" else F.conv2d(x, weight, None, 1, 1)
 
     if name == "forward":
         return forward
@@ -115,12 +125,13 @@ def steps(rounds: int) -> None:
         print(f"a step of {name}, batches of {batch} at 32 pixels: {shown(compared(ways, rounds))}")
 
 
-def training_pass(network: nn.Module, batch: int, own: bool, strips: bool) -> Callable[[], object]:
+def training_pass(network: nn.Module, batch: int, own: bool, strips: bool, unit: bool) -> Callable[[], object]:
     x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 10
 
     def run() -> None:
         convolution.LARGEST = LARGEST if strips else 0
+        matrix_unit.suits = SUITS if unit else lambda *_: False
         with kernels.used(own), torch.autocast("cpu", torch.bfloat16):
             logits = network(x)
         F.cross_entropy(logits.float(), labels).backward()
@@ -129,7 +140,7 @@ def training_pass(network: nn.Module, batch: int, own: bool, strips: bool) -> Ca
     return run
 
 
-LARGEST = convolution.LARGEST
+LARGEST, SUITS = convolution.LARGEST, matrix_unit.suits
 
 
 def main() -> None:
@@ -141,7 +152,8 @@ def main() -> None:
     print(
         f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, torch {torch.__version__}, Python "
         f"{platform.python_version()}; bf16, channels_last; n = {options.pairs} (layers), {options.steps} (steps); "
-        f"load before {os.getloadavg()[0]:.1f}; kernels: {kernels.load() or 'loaded'}"
+        f"load before {os.getloadavg()[0]:.1f}; kernels: {kernels.load() or 'loaded'}, "
+        f"matrix unit: {'yes' if kernels.library and kernels.call('conv_ready') else 'no'}"
     )
     norms(options.pairs)
     convolutions(options.pairs)

@@ -49,8 +49,11 @@ class NetworkSpec:
     )
     stem_patch: int = option(2, "whitening stem: pixels a side of a patch", low=1, high=16)
     stem_stride: int = option(1, "whitening stem: pixels from patch to patch", low=1, high=16)
+    stem_components: int = option(
+        0, "whitening stem: principal components of the patches that are kept, the largest; 0: all", low=0
+    )
     stem_width: int = option(
-        16, "channels of the stem (identity: the image's; whitening: 2 * its channels * patch^2)", low=1, high=65536
+        16, "channels of the stem (identity: the image's; whitening: two a component)", low=1, high=65536
     )
     stem_bias: bool = option(False, "the stem's convolution has a bias (the tutorial's network)")
     stem_pool: Literal["max", "max_zero", "conv", "none"] = option(
@@ -63,7 +66,9 @@ class NetworkSpec:
     )
     norm_scale: bool = option(True, "norms learn a factor a channel; off: it stays 1")
     weight_standardisation: bool = option(False, "filters with mean 0 and deviation 1 (BiT)")
-    init: Literal["he", "fixup"] = option("he", "initial weights; fixup trains without normalisation")
+    init: Literal["he", "fixup", "dirac"] = option(
+        "he", "initial weights; fixup trains without normalisation; dirac: blocks' 3x3 filters hand their input on"
+    )
     zero_init_last: bool = option(False, "each block starts as its shortcut: its last layer's weight is zero")
     branch_scale: Literal["none", "skipinit", "layer_scale"] = option(
         "none", "F(x) times one learnt number (from 0), or times one a channel (from 0.0001)"
@@ -103,7 +108,8 @@ class NetworkSpec:
     def stem_out(self) -> int:
         """Channels that the stem gives out."""
         if self.stem == "whitening":
-            return 2 * self.in_channels * self.stem_patch**2
+            every = self.in_channels * self.stem_patch**2
+            return 2 * min(self.stem_components or every, every)
         return self.in_channels if self.stem == "identity" else self.stem_width
 
     @property
@@ -251,6 +257,9 @@ def _check_combination(spec: NetworkSpec) -> None:
         ]
     if spec.stem == "whitening":
         clashes.append((spec.stem_stride > spec.stem_patch, "stem_stride", spec.stem_stride, "stem_patch at most"))
+        values = spec.in_channels * spec.stem_patch**2
+        allowed = f"{values}, the numbers of a patch, at most"
+        clashes.append((spec.stem_components > values, "stem_components", spec.stem_components, allowed))
     for wrong, name, value, allowed in clashes:
         if wrong:
             raise InputError(f"network.{name} must be {allowed}, got {value}")

@@ -25,8 +25,8 @@ class TrainSpec:
         "peak learning rate; 0: sgd 0.1, adam and adamw 0.001, lamb 0.002, times batch size / 128; muon 0.02",
         low=0,
     )
-    bias_lr: float = option(1.0, "learning rate of norms and biases, as a multiple", low=0, high=1e4)
-    head_lr: float = option(1.0, "learning rate of the head, as a multiple", low=0, high=1e4)
+    bias_lr: float = option(1.0, "learning rate of norms and all biases, as a multiple", low=0, high=1e4)
+    head_lr: float = option(1.0, "learning rate of the head's weight, as a multiple", low=0, high=1e4)
     momentum: float = option(0.9, "momentum of sgd, and of what muon leaves to it", low=0, high=0.9999)
     muon_momentum: float = option(0.95, "momentum of muon's own updates", low=0, high=0.9999)
     nesterov: bool = option(True, "Nesterov's form of the momentum")

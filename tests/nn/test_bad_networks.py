@@ -54,6 +54,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"shortcut": "none", "zero_init_last": True}, ("network.zero_init_last", "off without skips", "True")),
     ({"shortcut": "none", "branch_scale": "layer_scale"}, ("network.branch_scale", "none without skips", "layer_scale")),
     ({"zero_init_last": True, "norm_scale": False}, ("network.zero_init_last", "off without norm_scale", "True")),
+    ({"stem": "whitening", "stem_components": 13}, ("network.stem_components", "12, the numbers of a patch", "13")),
     ({"stem": "whitening", "stem_patch": 0}, ("network.stem_patch", "between 1 and 16", "0")),
     ({"stem": "whitening", "stem_patch": 16, "in_channels": 129}, ("network.stem_patch 16", "66048 filters", "65536")),
     ({"stem": "whitening", "shortcut": "zero_pad"}, ("network.stages[0]", "8 channels after 24", "the stem is the first")),

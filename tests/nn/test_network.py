@@ -144,6 +144,27 @@ def test_build_starts_with_he_variance():
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
 
 
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "preact"])
+def test_dirac_filters_hand_their_input_on(block):
+    spec = NetworkSpec((StageSpec(1, 64), StageSpec(1, 128, 2)), block=block, stem="cifar", init="dirac")
+    network = skipway.build(spec)
+    others = skipway.build(replace(spec, init="he")).state_dict()
+    branches = 0
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        first = module.weight[: module.in_channels]
+        if module.kernel_size == (3, 3) and name.startswith("stages"):
+            branches += 1
+            x = torch.randn(2, module.in_channels, 5, 5)
+            y = nn.functional.conv2d(x, first, padding=1)
+            assert torch.equal(y, x[:, : len(first)])
+            assert torch.equal(module.weight[len(first) :], others[f"{name}.weight"][len(first) :])
+        else:
+            assert torch.equal(module.weight, others[f"{name}.weight"])
+    assert branches == (2 if block == "bottleneck" else 4)
+
+
 def test_zero_init_last_starts_every_block_as_its_shortcut():
     spec = NetworkSpec((StageSpec(2, 8), StageSpec(2, 16, 2)), stem="cifar", stem_width=8, zero_init_last=True)
     network = skipway.build(spec)

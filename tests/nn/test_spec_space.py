@@ -46,6 +46,7 @@ SMALL: dict[str, st.SearchStrategy[Any]] = {
     "dilation": st.sampled_from([1, 1, 2, 3, 64]),
     "stem_width": st.sampled_from([1, 2, 3, 4, 6, 8, 16]),
     "stem_patch": st.integers(1, 4),
+    "stem_components": st.sampled_from([0, 0, 1, 3, 4]),
     "norm_groups": st.sampled_from([1, 2, 3, 4, 8, 32]),
     "groups": st.sampled_from([1, 2, 3]),
     "group_width": st.sampled_from([8, 16, 32, 64, 96, 128]),

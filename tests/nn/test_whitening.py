@@ -66,6 +66,17 @@ def test_patches_are_white_after_it(channels, patch):
     assert values[0] > 2 * values[-1]
 
 
+def test_the_largest_components_are_kept():
+    whole, part = (skipway.build(replace(SPEC, stem_patch=2, stem_components=k)) for k in (0, 5))
+    assert part.spec.stem_out == 10
+    assert torch.equal(part.stem.get_submodule("conv").weight[:5].flatten(1), torch.eye(12)[:5])
+    for network in (whole, part):
+        whiten(network, scenes())
+    every, some = (n.stem.get_submodule("conv").weight for n in (whole, part))
+    assert torch.equal(some, torch.cat([every[:5], every[12:17]]))
+    assert part(torch.randn(2, 3, 8, 8)).shape == whole(torch.randn(2, 3, 8, 8)).shape
+
+
 @pytest.mark.parametrize(("patch", "size"), [(2, 12), (3, 4), (12, 12), (1, 1)])
 def test_covariance_is_that_of_all_patches(monkeypatch, patch, size):
     images = scenes(size=size)

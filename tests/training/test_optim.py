@@ -124,7 +124,7 @@ def test_biases_norms_and_head_have_rates_of_their_own(kind, name):
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert len(rates) == len([*made.parameters()])
     for key, p in made.named_parameters():
-        factor = (0.5 if key.startswith(f"{head}.") else 1) * (8 if p.ndim == 1 else 1)
+        factor = 8 if p.ndim == 1 else 0.5 if key.startswith(f"{head}.") else 1
         assert rates[id(p)] == pytest.approx(0.2 * factor), key
 
 

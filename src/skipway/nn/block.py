@@ -15,6 +15,7 @@ from skipway.nn import kernels
 from skipway.nn.layers import (
     BatchDropPath,
     DropPath,
+    fork,
     make_act,
     make_attention,
     make_blur,
@@ -136,13 +137,15 @@ class Block(nn.Module):
         """F(x). (B, C, H, W) -> (B, C', H/stride, W/stride)."""
         return self._preact_branch(norm_act(x, self.norm1, self.act)) if self.preact else self._branch(x)
 
-    def _branch(self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None) -> Tensor:
-        """F(x), or act(F(x) + added) where nothing comes between its last norm and the addition."""
+    def _branch(
+        self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None, begun: Tensor | None = None
+    ) -> Tensor:
+        """F(x), or act(F(x) + added) where nothing comes between its last norm and the addition; begun: conv1(x)."""
         for i in range(self.num_convs):
             last = i == self.num_convs - 1
             if last and self.dropout is not None:
                 x = self.dropout(x)
-            x = getattr(self, f"conv{i + 1}")(x)
+            x = getattr(self, f"conv{i + 1}")(x) if i > 0 or begun is None else begun
             if self.pools and i == self.blurred:
                 x = self._halve(x)
             norm = getattr(self, f"norm{i + 1}")
@@ -188,8 +191,11 @@ class Block(nn.Module):
             y = branch(take(x, kept))
             y = drop(self.shortcut(self._source(x)), y, kept)
         elif self.is_bare and kernels.active:  # which want to add within the norm's pass
-            added = None if self.shortcut is None else self.shortcut(self._source(x))
-            return self._branch(x, added, self.act if self.last_act else None)
+            act = self.act if self.last_act else None
+            if self.shortcut is None:
+                return self._branch(x, act=act)
+            begun, x = fork(self.conv1, x)
+            return self._branch(x, self.shortcut(self._source(x)), act, begun)
         else:
             y = branch(x)
             if self.shortcut is not None:
@@ -198,4 +204,6 @@ class Block(nn.Module):
 
     def _source(self, x: Tensor) -> Tensor:
         """What the shortcut sees: x, without the last row and column of an odd image where F's pool leaves them out."""
-        return x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2] if self.pools else x
+        if not self.pools or (isinstance(self.shortcut, Projection) and self.shortcut.pool is not None):
+            return x
+        return x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]

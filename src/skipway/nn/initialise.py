@@ -1,4 +1,4 @@
-"""Initial weights: He's, and Fixup's for networks without normalisation."""
+"""Initial weights: He's, Fixup's for networks without normalisation, and Dirac's."""
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ def initialise(network: nn.Module, spec: NetworkSpec, generator: torch.Generator
 
     Fixup (Zhang et al. 2019, arXiv:1901.09321, section 3.2): in each branch of m convolutions, one of L, the last
     starts at 0 and the others are multiplied by L^(-1 / (2m - 2)); the linear layer starts at 0.
+
+    Dirac (Zagoruyko and Komodakis 2017, arXiv:1706.00388; Jordan 2024, arXiv:2404.00498, section 3.3): of each 3x3
+    convolution of a branch the first filters, one for each input channel, hand that channel on.
     """
     named = list(network.named_modules())
     for in_shortcut in (False, True):  # shortcuts last: the twin, which has none, draws the same
@@ -29,6 +32,8 @@ def initialise(network: nn.Module, spec: NetworkSpec, generator: torch.Generator
         if isinstance(module, Block):
             if spec.init == "fixup":
                 _fixup(module, spec.depth)
+            elif spec.init == "dirac":
+                _dirac(module)
             last = module.last_layer.weight
             if spec.zero_init_last and isinstance(last, nn.Parameter):
                 nn.init.zeros_(last)
@@ -53,6 +58,14 @@ def _start(module: nn.Module, generator: torch.Generator) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, Scale):
         nn.init.constant_(module.weight, module.start)
+
+
+def _dirac(block: Block) -> None:
+    for i in range(block.num_convs):
+        conv = block.get_submodule(f"conv{i + 1}")
+        assert isinstance(conv, nn.Conv2d)
+        if conv.kernel_size[0] > 1 and conv.groups == 1:
+            nn.init.dirac_(conv.weight.detach()[: conv.in_channels])
 
 
 def _fixup(block: Block, depth: int) -> None:

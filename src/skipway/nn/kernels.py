@@ -23,7 +23,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from skipway.cache import cache_folder, sweep, written_beside
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "convolution.cpp"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-std=c++17", "-Wall")
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)  # a wish: narrower where the processor has no such vectors
@@ -44,8 +44,8 @@ def load() -> str:
     runtime = _openmp()
     if runtime is None:
         return "PyTorch's OpenMP was not found"
-    text = SOURCE.read_bytes()
-    key = hashlib.sha256(b"\0".join([text, repr(FLAGS).encode(), _cpu().encode(), runtime.name.encode()])).hexdigest()
+    text = [path.read_bytes() for path in SOURCES]
+    key = hashlib.sha256(b"\0".join([*text, repr(FLAGS).encode(), _cpu().encode(), runtime.name.encode()])).hexdigest()
     path = cache_folder() / "kernels" / f"{key[:24]}.so"
     ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)  # one pool of threads with PyTorch
     try:
@@ -60,7 +60,8 @@ def load() -> str:
             made = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return f"they could not be made ({str(error).strip().splitlines()[-1][:200]})"
-    made.scratch_pieces.restype = ctypes.c_int64
+    for name in ("scratch_pieces", "conv_ready", "conv_fits"):
+        getattr(made, name).restype = ctypes.c_int64
     library = made
     return ""
 
@@ -74,17 +75,16 @@ def _opened(path: Path) -> ctypes.CDLL | None:
 
 def _compile(compiler: str, runtime: Path, target: Path) -> None:
     """Compile, then link against PyTorch's own OpenMP and no other: two pools of threads would fight for the cores."""
-    unit = target.with_suffix(".o")
+    units = {source: target.with_name(f"{target.name}.{source.stem}.o") for source in SOURCES}
+    commands = [[compiler, *FLAGS, "-c", str(source), "-o", str(unit)] for source, unit in units.items()]
     try:
-        for command in (
-            [compiler, *FLAGS, "-c", str(SOURCE), "-o", str(unit)],
-            [compiler, "-shared", str(unit), "-o", str(target), str(runtime)],
-        ):
+        for command in (*commands, [compiler, "-shared", *map(str, units.values()), "-o", str(target), str(runtime)]):
             done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
             if done.returncode:
                 raise OSError(f"{Path(compiler).name}: {done.stderr.strip() or done.returncode}")
     finally:
-        unit.unlink(missing_ok=True)
+        for unit in units.values():
+            unit.unlink(missing_ok=True)
 
 
 def _openmp() -> Path | None:
@@ -138,12 +138,13 @@ def takes(norm: nn.Module, act: nn.Module | None, added: Tensor | None, x: Tenso
         and norm.weight.dtype == torch.float32
         and (type(act) if act else None) in KINDS
         and (added is None or (added.dtype == x.dtype and added.shape == x.shape))
-        and not _hooked(norm)
-        and not (act and _hooked(act))
+        and not hooked(norm)
+        and not (act and hooked(act))
     )
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether something watches the module's calls, which kernels that replace it would not make."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(own) or bool(_has_any_global_hook())
 
@@ -228,7 +229,7 @@ class _Pixels:
         return results[0].clone(), results[1].clone()
 
     def call(self, name: str, *arguments: Tensor | int | None) -> None:
-        """Call a kernel: tensors as pointers, None as null, whole numbers as 64 bits."""
+        """Call a kernel with its dtype and threads."""
         call(name, self.half, *arguments, torch.get_num_threads())
 
 
@@ -261,11 +262,11 @@ class _MaxPool(torch.autograd.Function):
         return dx
 
 
-def call(name: str, *arguments: Tensor | int | None) -> None:
-    """Call a kernel of the library."""
+def call(name: str, *arguments: Tensor | int | None) -> int:
+    """Call a kernel of the library: tensors as pointers, None as null, whole numbers as 64 bits; as is what it says."""
     assert library is not None
     plain = [
         ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr() if a is not None else None)
         for a in arguments
     ]
-    getattr(library, name)(*plain)
+    return getattr(library, name)(*plain)

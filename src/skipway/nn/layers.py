@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.network_spec import NetworkSpec
-from skipway.nn import convolution, kernels
+from skipway.nn import convolution, kernels, matrix_unit
 
 LAYER_SCALE = 1e-4  # where LayerScale starts (Touvron et al. 2021, arXiv:2103.17239: 1e-1 to 1e-6, less with depth)
 
@@ -26,6 +26,8 @@ class Conv(nn.Conv2d):
         (stride, _), (size, _) = self.stride, self.kernel_size
         if size == 1 and stride > 1 and self.in_channels < 16:  # a block of channels with AVX-512; 8 with AVX2
             return F.conv2d(input[:, :, ::stride, ::stride], weight, bias)
+        if self.training and matrix_unit.suits(input, self):
+            return matrix_unit.convolve(input, weight)
         if self.training and convolution.suits(input, self):
             return convolution.convolve(input, weight, stride, size // 2)
         return super()._conv_forward(input, weight, bias)
@@ -213,6 +215,13 @@ def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None, added: Tensor | 
     if added is not None:
         x += added
     return x if act is None else act(x)
+
+
+def fork(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """conv(x), and x for the shortcut; where the machine allows it, x's two gradients are added in one pass."""
+    if type(conv) is Conv and conv.training and x.dtype == torch.bfloat16 and matrix_unit.suits(x, conv):
+        return (conv(x), x) if kernels.hooked(conv) else matrix_unit.fork(x, conv.weight)
+    return conv(x), x
 
 
 def make_conv(

@@ -31,12 +31,14 @@ class ZeroPad(nn.Module):
 class Projection(nn.Module):
     """Option B: a 1x1 convolution with the block's stride, then its norm (none in a pre-activation block).
 
-    With `pooled` (option D; He et al. 2018, arXiv:1812.01187, fig. 2c) a 2x2 average takes the stride's place.
+    With `pooled` (option D; He et al. 2018, arXiv:1812.01187, fig. 2c) a 2x2 average takes the stride's place; odd
+    images are rounded up, as strides do, or down, as the branch's max-pool does.
     """
 
     def __init__(self, spec: NetworkSpec, in_width: int, out_width: int, stride: int, *, pooled: bool = False):
         super().__init__()
-        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if pooled and stride > 1 else None
+        up = spec.blur != "max"
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=up, count_include_pad=False) if pooled and stride > 1 else None
         self.conv = make_conv(spec, in_width, out_width, 1, stride=1 if self.pool else stride)
         self.norm = None if spec.preact else make_norm(spec, out_width)
 

@@ -55,21 +55,21 @@ class PatchConv(nn.Conv2d):
     The basis is the pixels themselves until `whiten` gives it the data's. The filters are in the state dict.
     """
 
-    def __init__(self, channels: int, patch: int, stride: int):
-        super().__init__(channels, 2 * channels * patch**2, patch, stride)
+    def __init__(self, channels: int, out: int, patch: int, stride: int):
+        super().__init__(channels, out, patch, stride)
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The pixels of the patch, and a bias of 0."""
-        basis = torch.eye(self.out_channels // 2, device=self.weight.device)
+        """The first pixels of the patch, and a bias of 0."""
+        basis = torch.eye(self.out_channels // 2, self.weight[0].numel(), device=self.weight.device)
         self.set_basis(basis)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     @torch.no_grad()
     def set_basis(self, basis: Tensor) -> None:
-        """Take filters, one a row over a patch's (C, patch, patch) pixels, (d, d); their negatives come behind."""
+        """Take filters, one a row over a patch's (C, patch, patch) pixels, (k, d); their negatives come behind."""
         self.weight.copy_(torch.cat([basis, -basis]).view_as(self.weight))
 
 
@@ -84,11 +84,11 @@ class WhiteningStem(nn.Module):
 
     def __init__(self, spec: NetworkSpec):
         super().__init__()
-        self.conv = PatchConv(spec.in_channels, spec.stem_patch, spec.stem_stride)
+        self.conv = PatchConv(spec.in_channels, spec.stem_out, spec.stem_patch, spec.stem_stride)
         self.act = None if spec.preact else make_act(spec)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2 * C * patch^2, (H - patch) // stride + 1, ...)."""
+        """(B, C, H, W) -> (B, 2 * components, (H - patch) // stride + 1, ...)."""
         x = self.conv(x)
         return x if self.act is None else self.act(x)
 

@@ -40,7 +40,8 @@ def whiten(network: ResNet, images: Tensor) -> None:
     covariance = patch_covariance(images, spec.stem_patch)
     if not covariance.isfinite().all():
         raise InputError("whitening takes images of finite numbers; these hold NaN or infinity")
-    stem.conv.set_basis(_scaled_eigenvectors(covariance).to(stem.conv.weight))
+    basis = _scaled_eigenvectors(covariance)[: spec.stem_out // 2]
+    stem.conv.set_basis(basis.to(stem.conv.weight))
 
 
 def patch_covariance(images: Tensor, patch: int) -> Tensor:

@@ -130,7 +130,8 @@ def _choose_kernels(plan: Plan, *, compiled: bool) -> tuple[bool, list[str]]:
         return False, []
     why = "they are for the CPU" if plan.device.type != "cpu" else kernels.load()
     if not why:
-        return True, ["norms, additions and activations by skipway's own kernels"]
+        unit = ", 3x3 convolutions on the matrix unit" if kernels.call("conv_ready") else ""
+        return True, [f"norms, additions and activations by skipway's own kernels{unit}"]
     if asked == "on":
         raise InputError(f"speed.kernels on cannot be had: {why}")
     return False, [f"without skipway's own kernels, which are faster: {why}"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import sys
 from pathlib import Path
 
@@ -64,14 +65,34 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed, for the rest of this process.
 
     A training step frees and asks for the same large blocks again and again; given back to the kernel each time,
-    they come back as page faults, a quarter to a third of the step on the CPU. Returns whether it took effect.
+    they come back as page faults, a quarter to a third of the step on the CPU. What it takes from now on it is asked to
+    give in large pages, which are found faster; up to half of the memory, none of it taken yet. Returns whether the
+    first took effect.
     """
     if sys.platform != "linux":
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt = libc.mallopt
     except (OSError, AttributeError):
         return False  # not glibc
     trim_threshold, top_pad, mmap_max = -1, -2, -4
-    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
-    return all(mallopt(key, value) == 1 for key, value in settings)
+    settings = ((mmap_max, 0), (trim_threshold, -1), (top_pad, 64 << 20))  # -1: never trimmed
+    kept = all(mallopt(key, value) == 1 for key, value in settings)
+    if kept:
+        _ask_for_large_pages(libc)
+    return kept
+
+
+@functools.cache
+def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
+    """The heap grows once, untouched, and what it grew by is marked (madvise, MADV_HUGEPAGE): once a process."""
+    size, large, huge_pages = memory() // 2, 2 << 20, 14
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(size)
+    if block:
+        first = -(-block // large) * large
+        libc.madvise(first, (block + size - first) // large * large, huge_pages)
+        libc.free(block)

@@ -50,8 +50,8 @@ def _groups(network: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
     """Parameters with the same rate, decay and treatment together.
 
     Biases and norms (one-dimensional parameters) have `bias_lr` times the rate and do not decay unless asked. The
-    layer that gives the logits has `head_lr` times the rate; its bias has both factors. Each part of the network has
-    its share by `layer_decay`.
+    weight of the layer that gives the logits has `head_lr` times the rate. Each part of the network has its share by
+    `layer_decay`.
     """
     shares = rate_shares(network, spec.layer_decay)
     head = {id(p) for name in classifiers(network) for p in network.get_submodule(name).parameters()}
@@ -59,7 +59,7 @@ def _groups(network: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
     by_kind: dict[tuple[float, bool, int], list[nn.Parameter]] = {}
     for p in network.parameters():
         if p.requires_grad:
-            share = shares[id(p)] * (spec.head_lr if id(p) in head else 1.0) * (spec.bias_lr if p.ndim <= 1 else 1.0)
+            share = shares[id(p)] * (spec.bias_lr if p.ndim <= 1 else spec.head_lr if id(p) in head else 1.0)
             kind = (share, p.ndim > 1 or spec.decay_norms, blocks.get(id(p), 0))
             by_kind.setdefault(kind, []).append(p)
     groups: list[dict[str, Any]] = []
