@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import Result
 
 import skipway as package
+from skipway.nn.zoo import find
+from skipway.recipes import RECIPES
 from skipway.run import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -41,3 +44,29 @@ def test_plain_56_trains_worse_than_resnet56():
         run = package.train("fashion-sample", network=name, settings=settings, out=name)
         last[name] = np.mean([row["loss"] for row in run.steps()][-100:])
     assert last["resnet56"] < 0.8 * last["plain56"]
+
+
+# What a recipe is shortened to: data where its own is not at hand, flags.
+SHORT: dict[str, tuple[str, list[str]]] = {
+    "default": ("fashion-sample", ["--epochs", "2"]),
+    "demo": ("fashion-sample", ["--epochs", "2"]),
+    "tutorial": ("fashion-sample", ["--epochs", "2"]),
+    "fashion-fast": ("fashion-sample", ["--epochs", "2"]),
+    "photos": ("hymenoptera_data", ["--epochs", "3"]),
+    "photos-finetune": ("hymenoptera_data", ["--epochs", "3", "--freeze-epochs", "1", "--weights", "given.pth"]),
+    "imagenet-resnet50": ("hymenoptera_data", ["--epochs", "3", "--batch-size", "32", "--lr", "0.05"]),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_end_to_end(name, skipway, shared_data):
+    data, flags = SHORT.get(name, ("cifar10", ["--epochs", "1"]))
+    data = data if data == "fashion-sample" else shared_data / data
+    torch.save(package.build(find("resnet50")).state_dict(), "given.pth")
+    done: Result = skipway("train", data, "--recipe", name, *flags, "--out", "run")
+    assert done.code == 0, done.err
+    run = Run.open("run")
+    losses = [row["loss"] for row in run.steps()]
+    quarter = len(losses) // 4
+    assert np.mean(losses[-quarter:]) < np.mean(losses[:quarter])
+    assert skipway("evaluate", "run").code == 0

@@ -45,7 +45,7 @@ _NEEDS_A_SKIP: dict[str, Any] = {"init": "he", "branch_scale": "none", "zero_ini
 
 def _presupposing(network: NetworkSpec) -> list[str]:
     """The fields whose values make no sense without skips."""
-    return [name for name, off in _NEEDS_A_SKIP.items() if getattr(network, name) != off]
+    return [name for name, off in _NEEDS_A_SKIP.items() if getattr(network, name) not in (off, "dirac")]
 
 
 def twin(network: "str | NetworkSpec") -> Twin:
