@@ -36,7 +36,11 @@ HELD_OUT = {"data": {"val_fraction": 0.1}}
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "the recipe": {},
     "without skips": {"network": {"shortcut": "none"}},
-    "patches as they are, not whitened: a 3x3 stem": {"network": {"stem": "cifar", "stem_width": 96}},
+    "a 3x3 stem that learns, not whitened patches": {"network": {"stem": "cifar", "stem_width": 32}},
+    "patches of 4x4 at every second pixel": {"network": {"stem_patch": 4, "stem_stride": 2, "stem_components": 32}},
+    "all components of the patches": {"network": {"stem_components": 0}},
+    "He's initial weights": {"network": {"init": "he"}},
+    "relu for SiLU": {"network": {"act": "relu"}},
     "strided convolutions for max-pools": {"network": {"blur": "none"}},
     "average for the last max-pool": {"network": {"head_pool": "average"}},
     "flips at random": {"augment": {"flip_mode": "random"}},
@@ -69,6 +73,8 @@ def one_run(options: argparse.Namespace, folder: Path, settings: dict[str, Any],
         console=Console(file=io.StringIO()),
         hooks=Hooks(score_test=score_test),
     )
+    if run.summary["status"] != "finished":
+        raise SystemExit(f"stopped in {folder}; the same command goes on from there")
     wall = time.perf_counter() - started
     after = yardstick(torch.device("cpu")).value
     made = figures(run) | {"yardstick": [before, after], "wall_s": wall, "load": os.getloadavg()[0]}

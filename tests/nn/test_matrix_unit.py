@@ -9,7 +9,7 @@ from torch import nn
 
 import skipway
 from skipway.nn import kernels, matrix_unit
-from skipway.nn.layers import Conv, fork
+from skipway.nn.layers import Conv, MaxPool, fork
 from skipway.nn.zoo import find
 
 ROUNDING = 2.5e-3  # of bf16 numbers with 8 bits
@@ -58,6 +58,34 @@ def test_output_and_gradients_are_a_convolutions(unit, batch, inside, outside, h
     for a, b in zip((y, *ours), (z, *theirs), strict=True):
         assert a.shape == b.shape
         assert distance(a, b) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("batch", "inside", "outside", "height", "width"),
+    [(3, 32, 64, 30, 30), (5, 64, 256, 15, 15), (7, 256, 96, 7, 6), (9, 96, 64, 2, 2), (1, 32, 32, 3, 5)],
+)
+def test_a_pool_behind_it_gives_the_bits_of_both(unit, batch, inside, outside, height, width):
+    x, weight = drawn(batch, inside, height, width), drawn(outside, inside, 3, 3, seed=1)
+    dy, aside = drawn(batch, outside, height // 2, width // 2, seed=2), drawn(batch, inside, height, width, seed=3)
+    found = []
+    for pool in (True, False):
+        y, same = matrix_unit.fork(x, weight, pool=pool)
+        y = y if pool else F.max_pool2d(y, 2)
+        found.append((y, *torch.autograd.grad([y, same], [x, weight], [dy.detach(), aside.detach()])))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_pool_keeps_nan_and_infinity(unit):
+    x, weight = torch.zeros(1, 32, 4, 4, dtype=torch.bfloat16), torch.zeros(32, 32, 3, 3, dtype=torch.bfloat16)
+    weight[:, :, 1, 1] = torch.eye(32)
+    x[0, 0, 0, 1], x[0, 1, 1, 1], x[0, 2] = torch.nan, torch.inf, -torch.inf
+    x[0, 0, 0, 0] = torch.inf  # NaN goes before
+    y, _ = matrix_unit.fork(x, weight.requires_grad_(), pool=True)
+    assert y[0, :, 0, 0].isnan().all()  # 0 times infinity in the sums of all others
+    y, _ = matrix_unit.fork(x.nan_to_num(7, 5, -3), weight, pool=True)
+    assert y[0, :3, 0, 0].tolist() == [7, 5, -3]
+    assert y[0, 3:].eq(0).all()
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
@@ -156,6 +184,14 @@ def test_fork_keeps_the_hooks_of_a_convolution(unit):
     assert seen == [1]
     assert same is x
     assert torch.equal(y, z)
+    pool = MaxPool()
+    handle = pool.register_forward_hook(lambda *_: seen.append(2))
+    y, _ = fork(layer, x, pool)
+    handle.remove()
+    z, _ = fork(layer, x, pool)
+    assert seen == [1, 2]
+    assert torch.equal(y, z)
+    assert y.shape == (2, 32, 2, 2)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

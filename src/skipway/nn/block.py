@@ -140,14 +140,20 @@ class Block(nn.Module):
     def _branch(
         self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None, begun: Tensor | None = None
     ) -> Tensor:
-        """F(x), or act(F(x) + added) where nothing comes between its last norm and the addition; begun: conv1(x)."""
+        """F(x), or act(F(x) + added) where nothing comes between its last norm and the addition.
+
+        begun: what conv1 and a max-pool behind it give.
+        """
         for i in range(self.num_convs):
             last = i == self.num_convs - 1
             if last and self.dropout is not None:
                 x = self.dropout(x)
-            x = getattr(self, f"conv{i + 1}")(x) if i > 0 or begun is None else begun
-            if self.pools and i == self.blurred:
-                x = self._halve(x)
+            if i == 0 and begun is not None:
+                x = begun
+            else:
+                x = getattr(self, f"conv{i + 1}")(x)
+                if self.pools and i == self.blurred:
+                    x = self._halve(x)
             norm = getattr(self, f"norm{i + 1}")
             x = norm_act(x, norm, act, added) if last else norm_act(x, norm, self.act)
             if not self.pools and i == self.blurred:
@@ -192,10 +198,9 @@ class Block(nn.Module):
             y = drop(self.shortcut(self._source(x)), y, kept)
         elif self.is_bare and kernels.active:  # which want to add within the norm's pass
             act = self.act if self.last_act else None
-            if self.shortcut is None:
-                return self._branch(x, act=act)
-            begun, x = fork(self.conv1, x)
-            return self._branch(x, self.shortcut(self._source(x)), act, begun)
+            begun, x = fork(self.conv1, x, self.blur if self.pools and self.blurred == 0 else None)
+            added = None if self.shortcut is None else self.shortcut(self._source(x))
+            return self._branch(x, added, act, begun)
         else:
             y = branch(x)
             if self.shortcut is not None:

@@ -3,8 +3,8 @@
 // Images lie in one row of pixels, each with a row and a column of zeros behind it, so that a pixel's neighbours are at
 // fixed distances and the convolution is nine matrix products of shifted views. A few images at a time are laid out in
 // the cache and stay there for all products, while the next ones are fetched. Sums are fp32, in the unit's registers,
-// and rounded once; numbers below the normal range count as zero. Compiled once for the machine by kernels.py; plain C
-// interface.
+// and rounded once; numbers below the normal range count as zero. A 2x2 max-pool can follow while the output is in the
+// cache: what it is taken from never goes to memory. Compiled once for the machine by kernels.py; plain C interface.
 
 #include <cstdint>
 
@@ -47,7 +47,9 @@ struct Shape {
   i64 count(i64 g) const { return g >= groups ? 0 : g + 1 < groups ? group : images - g * group; }
   i64 blocks(i64 count) const { return (count * image - row - 1 + BLOCK - 1) / BLOCK; }  // to the last pixel
   i64 shift(i64 tap) const { return (tap / 3 - 1) * row + tap % 3 - 1; }
-  i64 pixel(i64 g) const { return g * group * H * W; }  // the first one of a group
+  i64 first(i64 g) const { return g * group; }  // image of a group
+  i64 whole() const { return H * W; }           // pixels of an image in memory, and of a pooled one
+  i64 halved() const { return (H / 2) * (W / 2); }
 };
 
 struct Tiles {  // the unit's registers, set up while this lives
@@ -99,6 +101,48 @@ inline void multiply(const half* a, const half* a1, i64 a_next, const half* b, c
   }
 }
 
+// A number that orders halves as they are ordered, NaN above all.
+inline __m512i key(__m512i x) {
+  const __m512i rest = _mm512_set1_epi16(0x7fff);
+  __m512i made = _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16(x, 15), rest));
+  return _mm512_mask_mov_epi16(
+      made, _mm512_cmpgt_epi16_mask(_mm512_and_si512(x, rest), _mm512_set1_epi16(0x7f80)), rest);
+}
+
+// The largest of each 2x2 pixels of `count` images, and which it was; C channels, a multiple of 32.
+void pool(const half* x, half* y, uint8_t* which, i64 count, i64 H, i64 W, i64 C) {
+  for (i64 n = 0; n < count; n++)
+    for (i64 h = 0; h + 1 < H; h += 2)
+      for (i64 w = 0; w + 1 < W; w += 2)
+        for (i64 c = 0; c < C; c += BLOCK, y += BLOCK, which += BLOCK) {
+          const half* p = x + ((n * H + h) * W + w) * C + c;
+          __m512i best = _mm512_loadu_si512(p), most = key(best), at = _mm512_setzero_si512();
+          for (int i = 1; i < 4; i++) {
+            __m512i v = _mm512_loadu_si512(p + (i / 2 * W + i % 2) * C), k = key(v);
+            __mmask32 larger = _mm512_cmpgt_epi16_mask(k, most);
+            best = _mm512_mask_mov_epi16(best, larger, v), most = _mm512_mask_mov_epi16(most, larger, k);
+            at = _mm512_mask_mov_epi16(at, larger, _mm512_set1_epi16(i));
+          }
+          _mm512_storeu_si512(y, best);
+          _mm256_storeu_si256((__m256i*)which, _mm512_cvtepi16_epi8(at));
+        }
+}
+
+// Its gradient: each number to the place that it came from, zeros elsewhere; of odd images the last row and column are
+// left as they are.
+void unpool(const half* dy, const uint8_t* which, half* dx, i64 count, i64 H, i64 W, i64 C) {
+  for (i64 n = 0; n < count; n++)
+    for (i64 h = 0; h + 1 < H; h += 2)
+      for (i64 w = 0; w + 1 < W; w += 2)
+        for (i64 c = 0; c < C; c += BLOCK, dy += BLOCK, which += BLOCK) {
+          half* p = dx + ((n * H + h) * W + w) * C + c;
+          __m512i v = _mm512_loadu_si512(dy), at = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)which));
+          for (int i = 0; i < 4; i++)
+            _mm512_storeu_si512(p + (i / 2 * W + i % 2) * C,
+                                _mm512_maskz_mov_epi16(_mm512_cmpeq_epi16_mask(at, _mm512_set1_epi16(i)), v));
+        }
+}
+
 // `count` images of x (pixels x channels) as [channels / 32][length][32], zeros around each.
 void lay_out(const half* x, const Shape& s, i64 count, half* to) {
   for (i64 n = 0; n < count; n++)
@@ -118,20 +162,28 @@ void places(const Shape& s, i64 count, i64* to) {
 }
 
 // y = x * filters [+ added]; filters: [out / 16][tap][in / 32] tiles of 16 pairs of channels by 16 filters.
-void forward(const half* x, const half* filters, const half* added, half* y, const Shape& s) {
+// taken: x is the gradient of a pool's output, and this what the pool took; given: y is to be pooled, and this told.
+void forward(const half* x, const half* filters, const half* added, half* y, const uint8_t* taken, uint8_t* given,
+             const Shape& s) {
   i64 depth = s.in / BLOCK, panel = TAPS * depth * CELL;  // the halves of 16 filters
+  i64 from = (taken ? s.halved() : s.whole()) * s.in, to = (given ? s.halved() : s.whole()) * s.out;  // of an image
 #pragma omp parallel num_threads(s.threads)
   {
     Tiles tiles;
     Buffer<half> laid(s.in * s.length);
     Buffer<i64> place(s.blocks(s.group) * BLOCK);
     Buffer<float> sums(BLOCK * BLOCK);
+    Buffer<half> spread(taken ? s.group * s.whole() * s.in : 0), kept(given ? s.group * s.whole() * s.out : 0);
     places(s, s.group, place);
 #pragma omp for schedule(static)
     for (i64 g = 0; g < s.groups; g++) {
       i64 blocks = s.blocks(s.count(g)), last = s.count(g) * s.image;
-      lay_out(x + s.pixel(g) * s.in, s, s.count(g), laid);
-      Ahead ahead(x + s.pixel(g + 1) * s.in, s.count(g + 1) * s.H * s.W * s.in, s.out / BLOCK * blocks);
+      const half* here = x + s.first(g) * from;
+      if (taken) unpool(here, taken + s.first(g) * from, spread, s.count(g), s.H, s.W, s.in);
+      lay_out(taken ? spread : here, s, s.count(g), laid);
+      Ahead ahead(x + s.first(g + 1) * from, s.count(g + 1) * from, s.out / BLOCK * blocks);
+      half* there = given ? kept : y + s.first(g) * to;
+      const half* more = added ? added + s.first(g) * to : nullptr;
       for (i64 o = 0; o < s.out; o += BLOCK)
         for (i64 p = 0; p < blocks * BLOCK; p += BLOCK) {
           ahead.turn();
@@ -150,17 +202,22 @@ void forward(const half* x, const half* filters, const half* added, half* y, con
           _tile_stored(3, sums + TILE * BLOCK + TILE, BLOCK * 4);
           for (i64 i = 0; i < BLOCK && p + i < last; i++) {
             if (place[p + i] < 0) continue;
-            i64 at = (s.pixel(g) + place[p + i]) * s.out + o;
+            i64 at = place[p + i] * s.out + o;
             __m512 low = _mm512_load_ps(sums + i * BLOCK), high = _mm512_load_ps(sums + i * BLOCK + TILE);
-            if (added) {
+            if (more) {
               low = _mm512_add_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(
-                  _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(added + at))), 16)));
+                  _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(more + at))), 16)));
               high = _mm512_add_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(
-                  _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(added + at + TILE))), 16)));
+                  _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(more + at + TILE))), 16)));
             }
-            _mm512_stream_si512((__m512i*)(y + at), (__m512i)_mm512_cvtne2ps_pbh(high, low));
+            __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+            if (given)
+              _mm512_store_si512(there + at, rounded);
+            else
+              _mm512_stream_si512((__m512i*)(there + at), rounded);
           }
         }
+      if (given) pool(kept, y + s.first(g) * to, given + s.first(g) * to, s.count(g), s.H, s.W, s.out);
     }
     _mm_sfence();
   }
@@ -234,13 +291,16 @@ void lay_out_turned(const half* dy, const Shape& s, i64 count, const half* zeros
 
 // The gradient of the filters, dw (out, tap, in): sums over pixels of dy times x at the tap's neighbour.
 // Threads share `pieces` of the batch by `parts` of the filters; both fix the order in which is summed.
-void weight_gradient(const half* x, const half* dy, half* dw, const Shape& s, i64 pieces, i64 parts) {
+void weight_gradient(const half* x, const half* dy, half* dw, const uint8_t* taken, const Shape& s, i64 pieces,
+                     i64 parts) {
+  i64 image = (taken ? s.halved() : s.whole()) * s.out;  // halves of dy in memory
   i64 depth = s.in / TILE, cell = TILE * TILE, widest = (s.out / BLOCK + parts - 1) / parts * BLOCK;
   Buffer<float> sums(pieces * s.out * TAPS * s.in);  // [piece][out / 16][tap][in / 16][16][16]
 #pragma omp parallel num_threads(s.threads)
   {
     Tiles tiles;
     Buffer<half> even(s.in * s.length), odd(s.in * s.length), turned(widest * s.blocks(s.group) * BLOCK);
+    Buffer<half> spread(taken ? s.group * s.whole() * s.out : 0);
     Buffer<half> zeros(s.in > s.out ? s.in : s.out);
     Buffer<const half*> from(s.length);
     Buffer<i64> place(s.blocks(s.group) * BLOCK);
@@ -251,12 +311,14 @@ void weight_gradient(const half* x, const half* dy, half* dw, const Shape& s, i6
       i64 begin = s.out / BLOCK * part / parts * BLOCK, end = s.out / BLOCK * (part + 1) / parts * BLOCK;
       float* total = sums + piece * s.out * TAPS * s.in;
       for (i64 g = s.groups * piece / pieces; g < s.groups * (piece + 1) / pieces; g++) {
-        i64 blocks = s.blocks(s.count(g)), coming = s.count(g + 1) * s.H * s.W;
-        lay_out_pairs(x + s.pixel(g) * s.in, s, s.count(g), zeros, from, even, odd);
-        lay_out_turned(dy + s.pixel(g) * s.out, s, s.count(g), zeros, place, begin, end, turned);
+        i64 blocks = s.blocks(s.count(g)), size = s.whole() * s.in;
+        const half* here = dy + s.first(g) * image;
+        if (taken) unpool(here, taken + s.first(g) * image, spread, s.count(g), s.H, s.W, s.out);
+        lay_out_pairs(x + s.first(g) * size, s, s.count(g), zeros, from, even, odd);
+        lay_out_turned(taken ? spread : here, s, s.count(g), zeros, place, begin, end, turned);
         i64 turns = (end - begin) / BLOCK * (s.in / BLOCK) * TAPS;
-        Ahead xs(x + s.pixel(g + 1) * s.in, coming * s.in, turns);
-        Ahead dys(dy + s.pixel(g + 1) * s.out, coming * s.out, turns);
+        Ahead xs(x + s.first(g + 1) * size, s.count(g + 1) * size, turns);
+        Ahead dys(dy + s.first(g + 1) * image, s.count(g + 1) * image, turns);
         for (i64 o = begin; o < end; o += BLOCK)
           for (i64 c = 0; c < s.in; c += BLOCK)
             for (i64 tap = 0; tap < TAPS; tap++) {
@@ -325,18 +387,23 @@ i64 conv_fits(i64 H, i64 W, i64 in, i64 out) {
 
 // x (images, H, W, in), w (out, tap, in), y and added (images, H, W, out), packed: as many numbers as w has.
 // turned: w is (in, tap, out), and y its gradient of the input where x is that of the output.
-void conv_forward(const void* x, const void* w, const void* added, void* y, void* packed, i64 images, i64 H, i64 W,
-                  i64 in, i64 out, i64 turned, i64 threads) {
+// which, where it is not null, one for each number of the pool's output: y is pooled; turned: x is a pool's gradient.
+void conv_forward(const void* x, const void* w, const void* added, void* y, void* which, void* packed, i64 images,
+                  i64 H, i64 W, i64 in, i64 out, i64 turned, i64 threads) {
   Shape s(images, H, W, in, out, threads, FORWARD);
   pack((const half*)w, (half*)packed, turned ? out : in, turned ? in : out, turned, threads);
-  forward((const half*)x, (const half*)packed, (const half*)added, (half*)y, s);
+  uint8_t* pooled = (uint8_t*)which;
+  forward((const half*)x, (const half*)packed, (const half*)added, (half*)y, turned ? pooled : nullptr,
+          turned ? nullptr : pooled, s);
 }
 
-void conv_weight(const void* x, const void* dy, void* dw, i64 images, i64 H, i64 W, i64 in, i64 out, i64 threads) {
+void conv_weight(const void* x, const void* dy, void* dw, const void* which, i64 images, i64 H, i64 W, i64 in, i64 out,
+                 i64 threads) {
   Shape s(images, H, W, in, out, threads, BACKWARD);
   i64 parts = TAPS * in * out * 4 / CACHED + 1, most = out / BLOCK < threads ? out / BLOCK : threads;
   if (parts > most) parts = most;
-  weight_gradient((const half*)x, (const half*)dy, (half*)dw, s, (threads + parts - 1) / parts, parts);
+  i64 pieces = (threads + parts - 1) / parts;
+  weight_gradient((const half*)x, (const half*)dy, (half*)dw, (const uint8_t*)which, s, pieces, parts);
 }
 }
 

@@ -202,6 +202,46 @@ void unpool(const T* dy, const uint8_t* which, T* dx, i64 B, i64 H, i64 W, i64 C
   }
 }
 
+// 2x2 average pool, and its gradient.
+template <typename T> void average(const T* x, T* y, i64 B, i64 H, i64 W, i64 C, int threads) {
+  i64 h = H / 2, w = W / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 i = 0; i < B * h; i++) {
+    const T* top = x + ((i / h) * H + i % h * 2) * W * C;
+    for (i64 j = 0; j < w; j++) {
+      const T* p = top + 2 * j * C;
+      T* out = y + (i * w + j) * C;
+#pragma omp simd
+      for (i64 c = 0; c < C; c++)
+        store(out + c, 0.25f * (load(p + c) + load(p + C + c) + load(p + W * C + c) + load(p + W * C + C + c)));
+    }
+  }
+}
+
+template <typename T> void spread(const T* dy, T* dx, i64 B, i64 H, i64 W, i64 C, int threads) {
+  i64 h = H / 2, w = W / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 i = 0; i < B * H; i++) {
+    i64 row = i % H / 2, image = i / H;
+    T* out = dx + i * W * C;
+    if (row >= h) {
+      memset(out, 0, sizeof(T) * W * C);
+      continue;
+    }
+    for (i64 j = 0; j < w; j++) {
+      const T* g = dy + ((image * h + row) * w + j) * C;
+      T *a = out + 2 * j * C, *b = a + C;
+#pragma omp simd
+      for (i64 c = 0; c < C; c++) {
+        float v = 0.25f * load(g + c);
+        store(a + c, v);
+        store(b + c, v);
+      }
+    }
+    if (W % 2) memset(out + (W - 1) * C, 0, sizeof(T) * C);
+  }
+}
+
 }  // namespace
 
 // What Python calls. `half`: bf16 pixels, else fp32; pointers that may be null are `added` and `y`.
@@ -252,6 +292,14 @@ void norm_finish(i64 half, const void* dz, const void* x, void* dx, i64 rows, i6
 
 void max_pool(i64 half, const void* x, void* y, uint8_t* which, i64 B, i64 H, i64 W, i64 C, i64 threads) {
   PIXELS(pool((const T*)x, (T*)y, which, B, H, W, C, threads))
+}
+
+void avg_pool(i64 half, const void* x, void* y, i64 B, i64 H, i64 W, i64 C, i64 threads) {
+  PIXELS(average((const T*)x, (T*)y, B, H, W, C, threads))
+}
+
+void avg_unpool(i64 half, const void* dy, void* dx, i64 B, i64 H, i64 W, i64 C, i64 threads) {
+  PIXELS(spread((const T*)dy, (T*)dx, B, H, W, C, threads))
 }
 
 void max_unpool(i64 half, const void* dy, const uint8_t* which, void* dx, i64 B, i64 H, i64 W, i64 C, i64 threads) {

@@ -1,4 +1,4 @@
-"""Our own kernels for the CPU, compiled once for the machine: batch norm with addition and activation, max-pool.
+"""Our own kernels for the CPU, compiled once for the machine: batch norm with addition and activation.
 
 Where a training step is bound by memory, passes over it count: PyTorch's batch norm, addition and relu read or write an
 activation sixteen times, forward and backward, these eleven times (benchmarks/kernels.py measures it). They are used
@@ -62,6 +62,7 @@ def load() -> str:
         return f"they could not be made ({str(error).strip().splitlines()[-1][:200]})"
     for name in ("scratch_pieces", "conv_ready", "conv_fits"):
         getattr(made, name).restype = ctypes.c_int64
+    made.conv_ready()  # asks the system for the matrix unit
     library = made
     return ""
 
@@ -180,7 +181,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, added, eps, kind):
-        pixels = _Pixels(x)
+        pixels = Pixels(x)
         mean, var = pixels.reduce("norm_stats", x)
         inverse = (var + eps).rsqrt()
         scale = weight * inverse
@@ -197,7 +198,7 @@ class _NormAct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, *_):  # pyrefly: ignore[bad-override]
         x, mean, inverse, scale, shift, kept = ctx.saved_tensors
-        pixels = _Pixels(x)
+        pixels = Pixels(x)
         dy = dy.contiguous(memory_format=torch.channels_last)
         y, added = (kept, None) if ctx.kind == KINDS[nn.ReLU] else (None, kept)
         dz = torch.empty_like(x)
@@ -210,7 +211,7 @@ class _NormAct(torch.autograd.Function):
         return dx, d_weight, d_bias, dz if ctx.is_added else None, None, None
 
 
-class _Pixels:
+class Pixels:
     """Images as rows of channels, for calls of the kernels."""
 
     def __init__(self, x: Tensor):
@@ -231,35 +232,6 @@ class _Pixels:
     def call(self, name: str, *arguments: Tensor | int | None) -> None:
         """Call a kernel with its dtype and threads."""
         call(name, self.half, *arguments, torch.get_num_threads())
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """2x2 max-pool with stride 2, for what `suits`. (B, C, H, W) -> (B, C, H // 2, W // 2)."""
-    made = _MaxPool.apply(x)
-    assert isinstance(made, Tensor)
-    return made
-
-
-class _MaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        batch, channels, height, width = ctx.shape = x.shape
-        shape = (batch, channels, height // 2, width // 2)
-        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        which = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        _Pixels(x).call("max_pool", x, y, which, batch, height, width, channels)
-        ctx.save_for_backward(which)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):  # pyrefly: ignore[bad-override]
-        (which,) = ctx.saved_tensors
-        batch, channels, height, width = ctx.shape
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)
-        _Pixels(dy).call("max_unpool", dy, which, dx, batch, height, width, channels)
-        return dx
 
 
 def call(name: str, *arguments: Tensor | int | None) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.network_spec import NetworkSpec
-from skipway.nn import convolution, kernels, matrix_unit
+from skipway.nn import convolution, kernels, matrix_unit, passes
 
 LAYER_SCALE = 1e-4  # where LayerScale starts (Touvron et al. 2021, arXiv:2103.17239: 1e-1 to 1e-6, less with depth)
 
@@ -195,6 +195,18 @@ class Scale(nn.Module):
         return x * self.weight
 
 
+class AvgPool(nn.AvgPool2d):
+    """2x2 average pool with stride 2; odd images are rounded up, over the pixels that there are, or down."""
+
+    def __init__(self, *, up: bool):
+        super().__init__(2, 2, ceil_mode=up, count_include_pad=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        even = not self.ceil_mode or not (input.shape[2] % 2 or input.shape[3] % 2)
+        return passes.avg_pool(input) if self.training and even and kernels.suits(input) else super().forward(input)
+
+
 class MaxPool(nn.MaxPool2d):
     """2x2 max-pool with stride 2, rounded down."""
 
@@ -203,7 +215,7 @@ class MaxPool(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
-        return kernels.max_pool(input) if self.training and kernels.suits(input) else super().forward(input)
+        return passes.max_pool(input) if self.training and kernels.suits(input) else super().forward(input)
 
 
 def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None, added: Tensor | None = None) -> Tensor:
@@ -217,11 +229,23 @@ def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None, added: Tensor | 
     return x if act is None else act(x)
 
 
-def fork(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """conv(x), and x for the shortcut; where the machine allows it, x's two gradients are added in one pass."""
-    if type(conv) is Conv and conv.training and x.dtype == torch.bfloat16 and matrix_unit.suits(x, conv):
-        return (conv(x), x) if kernels.hooked(conv) else matrix_unit.fork(x, conv.weight)
-    return conv(x), x
+def fork(conv: nn.Module, x: Tensor, pool: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """pool(conv(x)), and x for the shortcut; where the machine allows it, in one pass, and x's gradients are added so.
+
+    Args:
+        conv: a convolution.
+        x: (B, C, H, W).
+        pool: a MaxPool, or None for none.
+    """
+    unseen = not kernels.hooked(conv) and (pool is None or (min(x.shape[2:]) > 1 and not kernels.hooked(pool)))
+    if unseen and isinstance(conv, nn.Conv2d) and matrix_unit.suits(x, conv) and _is_plain(conv, x):
+        return matrix_unit.fork(x, conv.weight, pool=pool is not None)
+    made = conv(x)
+    return made if pool is None else pool(made), x
+
+
+def _is_plain(conv: nn.Conv2d, x: Tensor) -> bool:
+    return type(conv) is Conv and conv.training and x.dtype == torch.bfloat16
 
 
 def make_conv(

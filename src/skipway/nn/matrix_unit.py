@@ -43,14 +43,15 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
     return fork(x.to(torch.bfloat16), weight)[0]
 
 
-def fork(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def fork(x: Tensor, weight: Tensor, *, pool: bool = False) -> tuple[Tensor, Tensor]:
     """The convolution, and x for whoever else needs it, a shortcut say: both gradients of x are added in one pass.
 
     Args:
         x: (B, C, H, W), bf16.
         weight: (C', C, 3, 3).
+        pool: a 2x2 max-pool with stride 2 follows, rounded down; what it is taken from never goes to memory.
     """
-    made, same = _Convolution.apply(x, weight.to(torch.bfloat16))
+    made, same = _Convolution.apply(x, weight.to(torch.bfloat16), pool)
     return made, same
 
 
@@ -60,39 +61,66 @@ def _autocasts() -> bool:
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx, x, weight, pool):
         x, weight = _rows(x), _rows(weight)
-        ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
-        return _multiply(x, weight, None, turned=False), x
+        if not pool:
+            ctx.save_for_backward(x, weight, None)
+            return _multiply(x, weight, None, turned=False), x
+        made = _empty(x, len(weight), x.shape[2] // 2, x.shape[3] // 2)
+        which = torch.empty_like(made, dtype=torch.uint8)
+        _call(x, weight, None, made, which, _shape(x), turned=False)
+        ctx.save_for_backward(x, weight, which)
+        return made, x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, added):  # pyrefly: ignore[bad-override]
-        x, weight = ctx.saved_tensors
+        x, weight, which = ctx.saved_tensors
         if dy is None:
-            return added, None
+            return added, None, None
         dy = _rows(dy)
-        dx = _multiply(dy, weight, added, turned=True) if ctx.needs_input_grad[0] else None
-        dw = None
+        dx = dw = None
+        if ctx.needs_input_grad[0] and which is None:
+            dx = _multiply(dy, weight, added, turned=True)
+        elif ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            _call(dy, weight, added, dx, which, (*_shape(x)[:3], len(weight)), turned=True)
         if ctx.needs_input_grad[1]:
             dw = torch.empty_like(weight)
-            kernels.call("conv_weight", x, dy, dw, *_shape(x), len(weight), torch.get_num_threads())
-        return dx, dw
+            kernels.call("conv_weight", x, dy, dw, which, *_shape(x), len(weight), torch.get_num_threads())
+        return dx, dw, None
 
 
 def _multiply(x: Tensor, weight: Tensor, added: Tensor | None, *, turned: bool) -> Tensor:
     """The forward pass, or turned the input gradient, plus what is added."""
-    batch, _, height, width = x.shape
-    out = weight.shape[1 if turned else 0]
-    if width >= LARGE and min(weight.shape[:2]) >= WIDE:
+    if x.shape[-1] >= LARGE and min(weight.shape[:2]) >= WIDE:
         made = _input_gradient(x, weight) if turned else F.conv2d(x, weight, padding=1)
         return made if added is None else made.add_(added)
-    made = x.new_empty((batch, height, width, out)).permute(0, 3, 1, 2)
-    packed = torch.empty(weight.numel(), dtype=weight.dtype)
-    added = None if added is None else _rows(added)
-    kernels.call("conv_forward", x, weight, added, made, packed, *_shape(x), out, int(turned), torch.get_num_threads())
+    made = _empty(x, weight.shape[1 if turned else 0], x.shape[2], x.shape[3])
+    _call(x, weight, added, made, None, _shape(x), turned=turned)
     return made
+
+
+def _call(
+    x: Tensor,
+    weight: Tensor,
+    added: Tensor | None,
+    made: Tensor,
+    which: Tensor | None,
+    shape: tuple[int, int, int, int],
+    *,
+    turned: bool,
+) -> None:
+    """The kernel, into `made`; the shape is that of the images that the convolution itself sees."""
+    added = None if added is None else _rows(added)
+    packed, threads = torch.empty_like(weight), torch.get_num_threads()
+    kernels.call("conv_forward", x, weight, added, made, which, packed, *shape, made.shape[1], int(turned), threads)
+
+
+def _empty(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """As many images, channels next to each other."""
+    return x.new_empty((len(x), height, width, channels)).permute(0, 3, 1, 2)
 
 
 def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:

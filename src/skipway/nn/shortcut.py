@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from skipway.errors import unknown
 from skipway.network_spec import NetworkSpec
-from skipway.nn.layers import make_conv, make_norm, norm_act
+from skipway.nn.layers import AvgPool, make_conv, make_norm, norm_act
 
 
 class ZeroPad(nn.Module):
@@ -37,8 +37,7 @@ class Projection(nn.Module):
 
     def __init__(self, spec: NetworkSpec, in_width: int, out_width: int, stride: int, *, pooled: bool = False):
         super().__init__()
-        up = spec.blur != "max"
-        self.pool = nn.AvgPool2d(2, 2, ceil_mode=up, count_include_pad=False) if pooled and stride > 1 else None
+        self.pool = AvgPool(up=spec.blur != "max") if pooled and stride > 1 else None
         self.conv = make_conv(spec, in_width, out_width, 1, stride=1 if self.pool else stride)
         self.norm = None if spec.preact else make_norm(spec, out_width)
 

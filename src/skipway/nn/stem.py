@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.network_spec import NetworkSpec
+from skipway.nn import kernels, passes
 from skipway.nn.layers import make_act, make_blur, make_conv, make_norm, norm_act
 
 
@@ -89,8 +90,12 @@ class WhiteningStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 2 * components, (H - patch) // stride + 1, ...)."""
-        x = self.conv(x)
-        return x if self.act is None else self.act(x)
+        bias, act = self.conv.bias, self.act
+        if act is not None and bias is not None and self.training and passes.takes(self.conv, act):
+            y = self.conv._conv_forward(x, self.conv.weight, None)
+            return passes.bias_act(y, bias, act) if kernels.suits(y) else act(y + bias.to(y.dtype)[:, None, None])
+        y = self.conv(x)
+        return y if act is None else act(y)
 
 
 class ConvPool(nn.Module):

@@ -1,0 +1,104 @@
+"""Pools and biases with activations by our own kernels, against PyTorch's."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import skipway
+from skipway.network_spec import NetworkSpec
+from skipway.nn import kernels, passes
+from skipway.nn.layers import AvgPool
+from skipway.recipes import cifar10_94
+
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
+
+
+@pytest.fixture
+def loaded():
+    why = kernels.load()
+    if why:
+        pytest.skip(f"no kernels: {why}")
+    with kernels.used(True):
+        yield
+
+
+def images(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return made.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def distance(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
+    assert a is not None
+    assert b is not None
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("shape", [(3, 16, 8, 8), (3, 5, 7, 9), (2, 20, 2, 3)])
+def test_average_pool_is_torchs(loaded, dtype, up, shape):
+    x = images(*shape, dtype=dtype)
+    exact = x.detach().double().requires_grad_()
+    y, z = AvgPool(up=up)(x), F.avg_pool2d(exact, 2, ceil_mode=up, count_include_pad=False)
+    dy = images(*z.shape, dtype=dtype, seed=1).detach()
+    y.backward(dy)
+    z.backward(dy.double())
+    assert y.shape == z.shape
+    assert y.dtype == dtype
+    assert distance(y, z) < TOLERANCE[dtype]
+    assert distance(x.grad, exact.grad) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_our_average_pool_runs_where_it_may(loaded, monkeypatch, up):
+    calls = []
+    inner = passes.avg_pool
+    monkeypatch.setattr(passes, "avg_pool", lambda x: calls.append(x.shape) or inner(x))
+    pool = AvgPool(up=up)
+    pool(images(2, 4, 6, 6))
+    pool(images(2, 4, 7, 6))  # up: PyTorch's
+    pool.eval()(images(2, 4, 6, 6))
+    with kernels.used(False):
+        pool.train()(images(2, 4, 6, 6))
+    assert len(calls) == (1 if up else 2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.SiLU()])
+def test_bias_and_activation(loaded, dtype, act):
+    x, bias = images(6, 24, 7, 5, dtype=dtype), torch.randn(24, requires_grad=True)
+    y = passes.bias_act(x, bias, act)
+    dy = images(6, 24, 7, 5, dtype=dtype, seed=1).detach()
+    y.backward(dy)
+    x2, bias2 = x.detach().double().requires_grad_(), bias.detach().double().requires_grad_()
+    z = act(x2 + bias2[:, None, None])
+    z.backward(dy.double())
+    for a, b in ((y, z), (x.grad, x2.grad), (bias.grad, bias2.grad)):
+        assert distance(a, b) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("act", ["relu", "silu", "gelu"])
+def test_whitening_stem_computes_the_same_with_and_without(loaded, act):
+    spec = cifar10_94().network
+    assert isinstance(spec, NetworkSpec)
+    network = skipway.build(dataclasses.replace(spec, act=act)).to(memory_format=torch.channels_last)
+    stem, x = network.stem, images(4, 3, 12, 12).detach()
+    with torch.no_grad():
+        stem.get_parameter("conv.bias").normal_(generator=torch.Generator().manual_seed(1))
+    found = []
+    for own in (True, False):
+        with kernels.used(own):
+            y = stem(x)
+        (grad,) = torch.autograd.grad(y.square().sum(), stem.get_parameter("conv.bias"))
+        found.append((y, grad))
+    for a, b in zip(*found, strict=True):
+        assert distance(a, b) < 1e-6
+    seen = []
+    handle = stem.get_submodule("conv").register_forward_hook(lambda *_: seen.append(1))
+    with kernels.used(True):
+        stem(x)
+    handle.remove()
+    assert seen == [1]
