@@ -37,10 +37,10 @@ class NetworkSpec:
         "basic: two 3x3; bottleneck: 1x1, 3x3, 1x1 with the stride on the 3x3; bottleneck_v1: with it on the first "
         "1x1, as in the paper; preact, preact_bottleneck: norm and activation before each convolution",
     )
-    shortcut: Literal["projection", "zero_pad", "project_all", "avg_pool", "none"] = option(
+    shortcut: Literal["projection", "zero_pad", "avg_zero_pad", "project_all", "avg_pool", "none"] = option(
         "projection",
-        "S(x) where the shape changes: 1x1 convolution (B), zero padding (A), 1x1 everywhere (C), average pool and "
-        "1x1 (D), or no skips at all (the plain twin)",
+        "S(x) where the shape changes: 1x1 convolution (B), zero padding (A), the same after an average pool, 1x1 "
+        "everywhere (C), average pool and 1x1 (D), or no skips at all (the plain twin)",
     )
     stem: Literal["auto", "cifar", "imagenet", "deep", "tiered", "space_to_depth", "whitening", "identity"] = option(
         "auto",
@@ -214,9 +214,9 @@ def _check_widths(spec: NetworkSpec) -> None:
                 "width x group_width must divide by 64"
             )
         out = stage.width * EXPANSION[spec.block]
-        if spec.shortcut == "zero_pad" and out < width:
+        if spec.shortcut in ("zero_pad", "avg_zero_pad") and out < width:
             raise InputError(
-                f"{where} gives {out} channels after {width}: network.shortcut zero_pad can only add channels; "
+                f"{where} gives {out} channels after {width}: network.shortcut {spec.shortcut} can only add channels; "
                 f"choose projection, or widths that grow ({'the stem' if fixed else '--stem-width'} is the first)"
             )
         if spec.weight_standardisation and 1 in (width, spec.inner_width(stage.width)):

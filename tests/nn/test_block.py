@@ -59,7 +59,7 @@ def make(spec: NetworkSpec) -> ResNet:
 
 
 def test_the_product_is_large():
-    assert len(ADMITTED) == 5 * 7 * (5 * 5 - 2)
+    assert len(ADMITTED) == 5 * 7 * (6 * 5 - 2)
 
 
 @pytest.mark.parametrize("choice", ADMITTED, ids="-".join)
@@ -152,8 +152,20 @@ def test_zero_pad_takes_every_second_pixel_between_zero_channels():
     assert y[0, [0, 3, 4]].abs().sum() == 0
 
 
+def test_average_and_zero_pad():
+    x = torch.randn(2, 3, 4, 6)
+    made = make_shortcut(make_spec("basic", "avg_zero_pad", "batch", "cifar"), 3, 8, 2)
+    assert made is not None
+    y = made(x)
+    assert torch.allclose(y[:, 2:5], nn.functional.avg_pool2d(x, 2))
+    assert y[:, [0, 1, 5, 6, 7]].abs().sum() == 0
+    assert y.shape == (2, 8, 2, 3)
+    assert made(torch.randn(1, 3, 5, 7)).shape == (1, 8, 3, 4)  # up, as strides
+    assert not [*made.parameters()]
+
+
 def test_identity_where_the_shape_stays():
-    for kind in ("projection", "zero_pad", "avg_pool"):
+    for kind in ("projection", "zero_pad", "avg_zero_pad", "avg_pool"):
         assert isinstance(make_shortcut(make_spec("basic", kind, "batch", "cifar"), 8, 8, 1), nn.Identity)
     everywhere = make_shortcut(make_spec("basic", "project_all", "batch", "cifar"), 8, 8, 1)
     assert everywhere is not None
@@ -179,7 +191,7 @@ def test_maximum_takes_the_strides_place_before_the_norm(block, shortcut):
     x = torch.randn(2, network.spec.stages[0].width * EXPANSION[block], 7, 7)
     strided = CONVS[block][1] + 1
     y = made.act(made.norm1(x)) if made.preact else x
-    source = y if made.preact and shortcut not in ("zero_pad", "none") else x
+    source = y if made.preact and shortcut not in ("zero_pad", "avg_zero_pad", "none") else x
     for i in range(1, made.num_convs + 1):
         if made.preact and i > 1:
             y = made.get_submodule(f"norm{i}")(y).relu()

@@ -52,11 +52,25 @@ def test_average_pool_is_torchs(loaded, dtype, up, shape):
     assert distance(x.grad, exact.grad) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_average_pool_between_channels_of_zeros(loaded, dtype):
+    x = images(3, 5, 7, 9, dtype=dtype)
+    pool, found = AvgPool(up=False, before=2, behind=4), []
+    for own in (True, False):
+        with kernels.used(own):
+            y = pool(x)
+        dy = images(3, 11, 3, 4, dtype=dtype, seed=1).detach()
+        found.append((y, *torch.autograd.grad(y, x, dy)))
+    for a, b in zip(*found, strict=True):
+        assert distance(a, b) < TOLERANCE[dtype]
+    assert found[0][0][:, :2].abs().sum() == 0
+
+
 @pytest.mark.parametrize("up", [False, True])
 def test_our_average_pool_runs_where_it_may(loaded, monkeypatch, up):
     calls = []
     inner = passes.avg_pool
-    monkeypatch.setattr(passes, "avg_pool", lambda x: calls.append(x.shape) or inner(x))
+    monkeypatch.setattr(passes, "avg_pool", lambda *a: calls.append(a) or inner(*a))
     pool = AvgPool(up=up)
     pool(images(2, 4, 6, 6))
     pool(images(2, 4, 7, 6))  # up: PyTorch's

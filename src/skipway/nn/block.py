@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from skipway.network_spec import EXPANSION, NetworkSpec
 from skipway.nn import kernels
 from skipway.nn.layers import (
+    AvgPool,
     BatchDropPath,
     DropPath,
     fork,
@@ -209,6 +210,7 @@ class Block(nn.Module):
 
     def _source(self, x: Tensor) -> Tensor:
         """What the shortcut sees: x, without the last row and column of an odd image where F's pool leaves them out."""
-        if not self.pools or (isinstance(self.shortcut, Projection) and self.shortcut.pool is not None):
+        pool = self.shortcut.pool if isinstance(self.shortcut, Projection) else self.shortcut
+        if not self.pools or isinstance(pool, AvgPool):
             return x
         return x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]

@@ -13,7 +13,7 @@ from skipway.foreign_spec import ForeignSpec, cannot_change, is_foreign
 from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec, StageSpec
 from skipway.nn.block import Block, BlockShape, block_shapes
 from skipway.nn.description import Description, LayerRow, kept_for_backward, kind_of, macs_of
-from skipway.nn.layers import BlurPool
+from skipway.nn.layers import AvgPool, BlurPool
 from skipway.nn.network import Head, ResNet
 from skipway.nn.shortcut import Projection, ZeroPad
 from skipway.nn.stem import make_stem
@@ -198,6 +198,8 @@ def _skip(shortcut: nn.Module | None) -> str:
         return "none"
     if isinstance(shortcut, ZeroPad):
         return "zero pad"
+    if isinstance(shortcut, AvgPool):
+        return "average, zero pad" if shortcut.before or shortcut.behind else "average"
     if isinstance(shortcut, Projection):
         return "projection" if shortcut.pool is None else "average, projection"
     return "identity"

@@ -202,15 +202,19 @@ void unpool(const T* dy, const uint8_t* which, T* dx, i64 B, i64 H, i64 W, i64 C
   }
 }
 
-// 2x2 average pool, and its gradient.
-template <typename T> void average(const T* x, T* y, i64 B, i64 H, i64 W, i64 C, int threads) {
+// 2x2 average pool of C channels into `wide`, from `before` on, zeros around them; and its gradient.
+template <typename T>
+void average(const T* x, T* y, i64 B, i64 H, i64 W, i64 C, i64 wide, i64 before, int threads) {
   i64 h = H / 2, w = W / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 i = 0; i < B * h; i++) {
     const T* top = x + ((i / h) * H + i % h * 2) * W * C;
     for (i64 j = 0; j < w; j++) {
       const T* p = top + 2 * j * C;
-      T* out = y + (i * w + j) * C;
+      T* out = y + (i * w + j) * wide;
+      memset(out, 0, sizeof(T) * before);
+      memset(out + before + C, 0, sizeof(T) * (wide - before - C));
+      out += before;
 #pragma omp simd
       for (i64 c = 0; c < C; c++)
         store(out + c, 0.25f * (load(p + c) + load(p + C + c) + load(p + W * C + c) + load(p + W * C + C + c)));
@@ -218,7 +222,8 @@ template <typename T> void average(const T* x, T* y, i64 B, i64 H, i64 W, i64 C,
   }
 }
 
-template <typename T> void spread(const T* dy, T* dx, i64 B, i64 H, i64 W, i64 C, int threads) {
+template <typename T>
+void spread(const T* dy, T* dx, i64 B, i64 H, i64 W, i64 C, i64 wide, i64 before, int threads) {
   i64 h = H / 2, w = W / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 i = 0; i < B * H; i++) {
@@ -229,7 +234,7 @@ template <typename T> void spread(const T* dy, T* dx, i64 B, i64 H, i64 W, i64 C
       continue;
     }
     for (i64 j = 0; j < w; j++) {
-      const T* g = dy + ((image * h + row) * w + j) * C;
+      const T* g = dy + ((image * h + row) * w + j) * wide + before;
       T *a = out + 2 * j * C, *b = a + C;
 #pragma omp simd
       for (i64 c = 0; c < C; c++) {
@@ -294,12 +299,12 @@ void max_pool(i64 half, const void* x, void* y, uint8_t* which, i64 B, i64 H, i6
   PIXELS(pool((const T*)x, (T*)y, which, B, H, W, C, threads))
 }
 
-void avg_pool(i64 half, const void* x, void* y, i64 B, i64 H, i64 W, i64 C, i64 threads) {
-  PIXELS(average((const T*)x, (T*)y, B, H, W, C, threads))
+void avg_pool(i64 half, const void* x, void* y, i64 B, i64 H, i64 W, i64 C, i64 wide, i64 before, i64 threads) {
+  PIXELS(average((const T*)x, (T*)y, B, H, W, C, wide, before, threads))
 }
 
-void avg_unpool(i64 half, const void* dy, void* dx, i64 B, i64 H, i64 W, i64 C, i64 threads) {
-  PIXELS(spread((const T*)dy, (T*)dx, B, H, W, C, threads))
+void avg_unpool(i64 half, const void* dy, void* dx, i64 B, i64 H, i64 W, i64 C, i64 wide, i64 before, i64 threads) {
+  PIXELS(spread((const T*)dy, (T*)dx, B, H, W, C, wide, before, threads))
 }
 
 void max_unpool(i64 half, const void* dy, const uint8_t* which, void* dx, i64 B, i64 H, i64 W, i64 C, i64 threads) {

@@ -196,15 +196,25 @@ class Scale(nn.Module):
 
 
 class AvgPool(nn.AvgPool2d):
-    """2x2 average pool with stride 2; odd images are rounded up, over the pixels that there are, or down."""
+    """2x2 average pool with stride 2; odd images are rounded up, over the pixels that there are, or down.
 
-    def __init__(self, *, up: bool):
+    Args:
+        up: which.
+        before, behind: channels of zeros before and behind those that there are.
+    """
+
+    def __init__(self, *, up: bool, before: int = 0, behind: int = 0):
         super().__init__(2, 2, ceil_mode=up, count_include_pad=False)
+        self.before, self.behind = before, behind
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        """(B, C, H, W) -> (B, C', H/2, W/2)."""
         even = not self.ceil_mode or not (input.shape[2] % 2 or input.shape[3] % 2)
-        return passes.avg_pool(input) if self.training and even and kernels.suits(input) else super().forward(input)
+        if self.training and even and kernels.suits(input):
+            return passes.avg_pool(input, self.before, self.behind)
+        pooled = super().forward(input)
+        widens = self.before or self.behind
+        return F.pad(pooled, (0, 0, 0, 0, self.before, self.behind)) if widens else pooled
 
 
 class MaxPool(nn.MaxPool2d):

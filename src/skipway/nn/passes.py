@@ -36,19 +36,20 @@ class _MaxPool(torch.autograd.Function):
         return dx
 
 
-def avg_pool(x: Tensor) -> Tensor:
-    """2x2 average pool with stride 2. (B, C, H, W) -> (B, C, H // 2, W // 2)."""
-    made = _AvgPool.apply(x)
+def avg_pool(x: Tensor, before: int = 0, behind: int = 0) -> Tensor:
+    """2x2 average pool with stride 2, between channels of zeros. (B, C, H, W) -> (B, C', H // 2, W // 2)."""
+    made = _AvgPool.apply(x, before, behind)
     assert isinstance(made, Tensor)
     return made
 
 
 class _AvgPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, before, behind):
         batch, channels, height, width = ctx.shape = x.shape
-        y = x.new_empty((batch, height // 2, width // 2, channels)).permute(0, 3, 1, 2)
-        kernels.Pixels(x).call("avg_pool", x, y, batch, height, width, channels)
+        ctx.wide, ctx.before = before + channels + behind, before
+        y = x.new_empty((batch, height // 2, width // 2, ctx.wide)).permute(0, 3, 1, 2)
+        kernels.Pixels(x).call("avg_pool", x, y, batch, height, width, channels, ctx.wide, before)
         return y
 
     @staticmethod
@@ -57,8 +58,8 @@ class _AvgPool(torch.autograd.Function):
         batch, channels, height, width = ctx.shape
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)
-        kernels.Pixels(dy).call("avg_unpool", dy, dx, batch, height, width, channels)
-        return dx
+        kernels.Pixels(dy).call("avg_unpool", dy, dx, batch, height, width, channels, ctx.wide, ctx.before)
+        return dx, None, None
 
 
 def takes(conv: nn.Conv2d, act: nn.Module) -> bool:

@@ -49,14 +49,14 @@ class Projection(nn.Module):
         return x if self.norm is None else norm_act(x, self.norm, None)
 
 
-SHORTCUTS = ("projection", "zero_pad", "project_all", "avg_pool", "none")
+SHORTCUTS = ("projection", "zero_pad", "avg_zero_pad", "project_all", "avg_pool", "none")
 
 
 def make_shortcut(spec: NetworkSpec, in_width: int, out_width: int, stride: int) -> nn.Module | None:
     """The module that computes S(x): the identity where the shape stays, else what `spec.shortcut` says.
 
     Args:
-        spec: the network; its `shortcut` is "projection", "zero_pad", "project_all", "avg_pool" or "none".
+        spec: the network; its `shortcut` is one of SHORTCUTS.
         in_width: channels that come in.
         out_width: channels that the block gives out.
         stride: the block's.
@@ -74,6 +74,9 @@ def make_shortcut(spec: NetworkSpec, in_width: int, out_width: int, stride: int)
         return None
     if in_width == out_width and stride == 1 and kind != "project_all":
         return nn.Identity()
-    if kind == "zero_pad":
+    if kind == "avg_zero_pad" and stride > 1:  # Han et al. 2017 (arXiv:1610.02915), section 3.3
+        before = (out_width - in_width) // 2
+        return AvgPool(up=spec.blur != "max", before=before, behind=out_width - in_width - before)
+    if kind in ("zero_pad", "avg_zero_pad"):
         return ZeroPad(in_width, out_width, stride)
     return Projection(spec, in_width, out_width, stride, pooled=kind == "avg_pool")
