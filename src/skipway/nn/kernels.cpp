@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 typedef int64_t i64;
@@ -55,6 +59,54 @@ template <int A> inline float slope(float z) {
   return 1.0f;
 }
 
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define BY_SIXTEEN  // channels of bf16: the processor rounds by itself, and four digits of an exponential do
+
+struct Lanes {
+  __m512 v;
+  Lanes(__m512 v) : v(v) {}
+  Lanes(float f) : v(_mm512_set1_ps(f)) {}
+};
+inline Lanes operator+(Lanes a, Lanes b) { return _mm512_add_ps(a.v, b.v); }
+inline Lanes operator-(Lanes a, Lanes b) { return _mm512_sub_ps(a.v, b.v); }
+inline Lanes operator*(Lanes a, Lanes b) { return _mm512_mul_ps(a.v, b.v); }
+inline Lanes times_plus(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+
+inline Lanes load(const float* p, __mmask16 some) { return _mm512_maskz_loadu_ps(some, p); }
+inline Lanes load(const bf16* p, __mmask16 some) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p)), 16));
+}
+inline void store(float* p, Lanes a, __mmask16 some) { _mm512_mask_storeu_ps(p, some, a.v); }
+inline void store(bf16* p, Lanes a, __mmask16 some) {
+  _mm256_mask_storeu_epi16(p, some, (__m256i)_mm512_cvtneps_pbh(a.v));
+}
+
+inline Lanes sigmoid(Lanes z) {  // 1 / (1 + 2^n 2^f), f in [-0.5, 0.5]; NaN stays NaN
+  __m512 t = _mm512_mul_ps(z.v, _mm512_set1_ps(-1.44269504f));
+  t = _mm512_min_ps(_mm512_set1_ps(126), _mm512_max_ps(_mm512_set1_ps(-126), t));
+  __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Lanes f = _mm512_sub_ps(t, n), p = times_plus(f, 0.00961813f, 0.05550411f);
+  p = times_plus(f, times_plus(f, times_plus(f, p, 0.24022651f), 0.69314718f), 1.0f);
+  return _mm512_rcp14_ps(_mm512_add_ps(_mm512_scalef_ps(p.v, n), _mm512_set1_ps(1)));
+}
+template <int A> inline Lanes act(Lanes z) {
+  if (A == RELU) return _mm512_max_ps(_mm512_setzero_ps(), z.v);
+  return A == SILU ? z * sigmoid(z) : z;
+}
+template <int A> inline Lanes slope(Lanes z) {
+  __mmask16 above = _mm512_cmp_ps_mask(z.v, _mm512_setzero_ps(), _CMP_GT_OQ);
+  if (A == RELU) return _mm512_maskz_mov_ps(above, _mm512_set1_ps(1));
+  if (A == NONE) return 1.0f;
+  Lanes s = sigmoid(z);
+  return s * times_plus(z, Lanes(1.0f) - s, 1.0f);
+}
+
+template <typename Do> inline void by_sixteen(i64 C, Do f) {
+  for (i64 c = 0; c + 16 <= C; c += 16) f(c, __mmask16(0xffff));
+  if (C % 16) f(C / 16 * 16, __mmask16((1 << C % 16) - 1));
+}
+#endif
+
 // Two sums by channel over all rows. `add(row, first, second)` adds one row to float sums of C channels. The totals
 // stand in the first 2 C doubles of `partial`; behind the two results, `scratch` has 2 C floats for each piece.
 template <typename Add>
@@ -80,6 +132,16 @@ template <typename T>
 void stats(const T* x, i64 rows, i64 C, double* partial, float* mean_var, int threads) {
   sum_rows(rows, C, partial, mean_var, threads, [=](i64 r, float* s, float* q) {
     const T* row = x + r * C;
+#ifdef BY_SIXTEEN
+    if (sizeof(T) == 2) {
+      by_sixteen(C, [=](i64 c, __mmask16 some) {
+        Lanes d = load(row + c, some) - load(x + c, some);
+        store(s + c, load(s + c, some) + d, some);
+        store(q + c, times_plus(d, d, load(q + c, some)), some);
+      });
+      return;
+    }
+#endif
 #pragma omp simd
     for (i64 c = 0; c < C; c++) {
       float d = load(row + c) - load(x + c);  // from the first row: small where the mean is large
@@ -101,6 +163,15 @@ void apply(const T* x, const T* added, T* y, i64 rows, i64 C, const float* scale
   for (i64 r = 0; r < rows; r++) {
     const T *a = x + r * C, *b = added ? added + r * C : a;
     T* out = y + r * C;
+#ifdef BY_SIXTEEN
+    if (sizeof(T) == 2) {
+      by_sixteen(C, [=](i64 c, __mmask16 some) {
+        Lanes z = times_plus(load(a + c, some), load(scale + c, some), load(shift + c, some));
+        store(out + c, act<A>(added ? z + load(b + c, some) : z), some);
+      });
+      continue;
+    }
+#endif
     if (added) {
 #pragma omp simd
       for (i64 c = 0; c < C; c++) store(out + c, act<A>(load(a + c) * scale[c] + shift[c] + load(b + c)));
@@ -118,6 +189,20 @@ void slopes(const T* dy, const T* x, const T* y, const T* added, T* dz, i64 rows
   sum_rows(rows, C, partial, sums, threads, [=](i64 r, float* s, float* q) {
     const T *g = dy + r * C, *a = x + r * C, *o = y ? y + r * C : a, *b = added ? added + r * C : a;
     T* out = dz + r * C;
+#ifdef BY_SIXTEEN
+    if (sizeof(T) == 2) {
+      by_sixteen(C, [=](i64 c, __mmask16 some) {
+        Lanes v = load(a + c, some), z = A == RELU ? load(o + c, some) : v;
+        if (A == SILU) z = times_plus(v, load(scale + c, some), load(shift + c, some));
+        if (A == SILU && added) z = z + load(b + c, some);
+        store(out + c, load(g + c, some) * slope<A>(z), some);
+        Lanes d = load(out + c, some);
+        store(s + c, load(s + c, some) + d, some);
+        store(q + c, times_plus(d, v - load(mean + c, some), load(q + c, some)), some);
+      });
+      return;
+    }
+#endif
 #define LOOP(Z)                                     \
   _Pragma("omp simd") for (i64 c = 0; c < C; c++) { \
     store(out + c, load(g + c) * slope<A>(Z));      \
@@ -141,6 +226,16 @@ void finish(const T* dz, const T* x, T* dx, i64 rows, i64 C, const float* by, co
   for (i64 r = 0; r < rows; r++) {
     const T *g = dz + r * C, *a = x + r * C;
     T* out = dx + r * C;
+#ifdef BY_SIXTEEN
+    if (sizeof(T) == 2) {
+      by_sixteen(C, [=](i64 c, __mmask16 some) {
+        Lanes from_mean = load(a + c, some) - load(mean + c, some);
+        Lanes sum = times_plus(from_mean, load(along + c, some), load(rest + c, some));
+        store(out + c, times_plus(load(g + c, some), load(by + c, some), sum), some);
+      });
+      continue;
+    }
+#endif
 #pragma omp simd
     for (i64 c = 0; c < C; c++) store(out + c, load(g + c) * by[c] + (load(a + c) - mean[c]) * along[c] + rest[c]);
   }
