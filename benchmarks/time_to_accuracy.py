@@ -36,6 +36,7 @@ HELD_OUT = {"data": {"val_fraction": 0.1}}
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "the recipe": {},
     "without skips": {"network": {"shortcut": "none"}},
+    "projections for padded shortcuts": {"network": {"shortcut": "avg_pool"}},
     "a 3x3 stem that learns, not whitened patches": {"network": {"stem": "cifar", "stem_width": 32}},
     "patches of 4x4 at every second pixel": {"network": {"stem_patch": 4, "stem_stride": 2, "stem_components": 32}},
     "all components of the patches": {"network": {"stem_components": 0}},

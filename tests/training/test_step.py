@@ -17,6 +17,7 @@ from skipway.compose import compose
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn import kernels
+from skipway.recipes import RECIPES
 from skipway.run import Run
 from skipway.speed_spec import SpeedSpec
 from skipway.training import loop
@@ -150,6 +151,14 @@ def test_proxy_of_anothers_network_is_refused(photos):
     )
     with pytest.raises(InputError, match="--hard-by network"):
         assemble(plan, quiet())
+
+
+@pytest.mark.parametrize("name", ["cifar10-94", "cifar10-96", "he2015"])
+def test_recipes_networks_have_narrower_ones(name):
+    spec = RECIPES[name]().network
+    assert isinstance(spec, NetworkSpec)
+    small = skipway.build(narrower(spec), image_size=32)
+    assert small(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_narrower_network_is_a_quarter_as_wide():

@@ -181,7 +181,12 @@ def make_proxy(spec: RunSpec, engine: Engine, objective: Objective, steps_per_ep
 
 
 def narrower(network: NetworkSpec) -> NetworkSpec:
-    """The same network at a quarter of the width, and at least 16 channels."""
+    """The same network at a quarter of the width, and at least 16 channels.
+
+    Shortcuts that pad with zeros become projections: a whitening stem, which stays as wide, may give more channels.
+    """
+    if network.shortcut.endswith("zero_pad"):
+        network = dataclasses.replace(network, shortcut="avg_pool" if network.shortcut != "zero_pad" else "projection")
     stages = tuple(dataclasses.replace(stage, width=max(stage.width // 4, 16)) for stage in network.stages)
     width = min(max(network.stem_width // 4, 16), stages[0].width)
     return dataclasses.replace(network, stages=stages, stem_width=width, name="custom", norm_groups=4)
