@@ -183,7 +183,7 @@ def test_every_recipe_trains(skipway, photos):
             "--workers",
             "0",
             "--stages",
-            "1x4",
+            "1x64",
             "--stem-width",
             "4",
         ]
