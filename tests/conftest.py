@@ -12,6 +12,7 @@ from PIL import Image
 import skipway as package
 from skipway.cli import main
 from skipway.network_spec import NetworkSpec
+from skipway.nn import kernels
 from skipway.run import Run
 from skipway.spec import RunSpec
 
@@ -120,3 +121,20 @@ def shared_data() -> Path:
     path = Path(ROOT, os.environ["SKIPWAY_DATA"])
     assert path.is_dir(), f"SKIPWAY_DATA names no folder: {path}"
     return path
+
+
+@pytest.fixture
+def loaded():
+    """Our own kernels, in use."""
+    why = kernels.load()
+    if why:
+        pytest.skip(f"no kernels: {why}")
+    with kernels.used(True):
+        yield
+
+
+@pytest.fixture
+def unit(loaded):
+    """And the processor's matrix unit."""
+    if not kernels.call("conv_ready"):
+        pytest.skip("this processor has no matrix unit")

@@ -10,35 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import distance, images
 from torch import nn
 
 import skipway
 from skipway.nn import kernels
-from skipway.nn.layers import MaxPool, norm_act
+from skipway.nn.layers import norm_act
+from skipway.nn.pools import MaxPool
 from skipway.nn.zoo import find
 
 ACTS = {"none": None, "relu": nn.ReLU(), "silu": nn.SiLU()}
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
-
-
-@pytest.fixture
-def loaded():
-    why = kernels.load()
-    if why:
-        pytest.skip(f"no kernels: {why}")
-    with kernels.used(True):
-        yield
-
-
-def images(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 5
-    return made.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-
-
-def distance(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
-    assert a is not None
-    assert b is not None
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 def random_norm(width: int) -> nn.BatchNorm2d:

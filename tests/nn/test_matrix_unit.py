@@ -5,23 +5,16 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import distance
 from torch import nn
 
 import skipway
 from skipway.nn import kernels, matrix_unit
-from skipway.nn.layers import Conv, MaxPool, fork
+from skipway.nn.layers import Conv, fork
+from skipway.nn.pools import MaxPool
 from skipway.nn.zoo import find
 
 ROUNDING = 2.5e-3  # of bf16 numbers with 8 bits
-
-
-@pytest.fixture
-def unit():
-    why = kernels.load()
-    if why or not kernels.call("conv_ready"):
-        pytest.skip(f"no matrix unit: {why or 'this processor has none'}")
-    with kernels.used(True):
-        yield
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,12 +24,6 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def exact_convolution(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, weight, padding=1)
-
-
-def distance(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
-    assert a is not None
-    assert b is not None
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 SHAPES = [(1, 32, 32, 1, 1), (5, 64, 96, 7, 7), (3, 96, 64, 15, 15), (9, 32, 32, 3, 5), (2, 64, 32, 33, 20)]

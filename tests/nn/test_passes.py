@@ -5,35 +5,16 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import distance, images
 from torch import nn
 
 import skipway
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels, passes
-from skipway.nn.layers import AvgPool
+from skipway.nn.pools import AvgPool
 from skipway.recipes import cifar10_94
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
-
-
-@pytest.fixture
-def loaded():
-    why = kernels.load()
-    if why:
-        pytest.skip(f"no kernels: {why}")
-    with kernels.used(True):
-        yield
-
-
-def images(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return made.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-
-
-def distance(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
-    assert a is not None
-    assert b is not None
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

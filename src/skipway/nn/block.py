@@ -13,19 +13,18 @@ from torch import Tensor, nn
 from skipway.network_spec import EXPANSION, NetworkSpec
 from skipway.nn import kernels
 from skipway.nn.layers import (
-    AvgPool,
     BatchDropPath,
     DropPath,
     fork,
     make_act,
     make_attention,
-    make_blur,
     make_conv,
     make_norm,
     make_scale,
     norm_act,
     take,
 )
+from skipway.nn.pools import AvgPool, make_blur
 from skipway.nn.shortcut import Projection, make_shortcut
 
 # Kernel of each convolution of the branch, and which of them has the block's stride.
@@ -136,25 +135,21 @@ class Block(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """F(x). (B, C, H, W) -> (B, C', H/stride, W/stride)."""
-        return self._preact_branch(norm_act(x, self.norm1, self.act)) if self.preact else self._branch(x)
+        return self._preact_branch(norm_act(x, self.norm1, self.act)) if self.preact else self._rest(self._begin(x)[0])
 
-    def _branch(
-        self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None, begun: Tensor | None = None
-    ) -> Tensor:
-        """F(x), or act(F(x) + added) where nothing comes between its last norm and the addition.
+    def _begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """conv1(x), pooled where it has the stride; and x for the shortcut."""
+        return fork(self.conv1, x, self.blur if self.pools and self.blurred == 0 else None)
 
-        begun: what conv1 and a max-pool behind it give.
-        """
+    def _rest(self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None) -> Tensor:
+        """From norm1 on: F(x), or act(F(x) + added) where nothing comes between its last norm and the addition."""
         for i in range(self.num_convs):
             last = i == self.num_convs - 1
             if last and self.dropout is not None:
                 x = self.dropout(x)
-            if i == 0 and begun is not None:
-                x = begun
-            else:
+            if i > 0:
                 x = getattr(self, f"conv{i + 1}")(x)
-                if self.pools and i == self.blurred:
-                    x = self._halve(x)
+                x = self._halve(x) if self.pools and i == self.blurred else x
             norm = getattr(self, f"norm{i + 1}")
             x = norm_act(x, norm, act, added) if last else norm_act(x, norm, self.act)
             if not self.pools and i == self.blurred:
@@ -199,9 +194,9 @@ class Block(nn.Module):
             y = drop(self.shortcut(self._source(x)), y, kept)
         elif self.is_bare and kernels.active:  # which want to add within the norm's pass
             act = self.act if self.last_act else None
-            begun, x = fork(self.conv1, x, self.blur if self.pools and self.blurred == 0 else None)
+            begun, x = self._begin(x)
             added = None if self.shortcut is None else self.shortcut(self._source(x))
-            return self._branch(x, added, act, begun)
+            return self._rest(begun, added, act)
         else:
             y = branch(x)
             if self.shortcut is not None:

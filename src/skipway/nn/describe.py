@@ -13,8 +13,8 @@ from skipway.foreign_spec import ForeignSpec, cannot_change, is_foreign
 from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec, StageSpec
 from skipway.nn.block import Block, BlockShape, block_shapes
 from skipway.nn.description import Description, LayerRow, kept_for_backward, kind_of, macs_of
-from skipway.nn.layers import AvgPool, BlurPool
 from skipway.nn.network import Head, ResNet
+from skipway.nn.pools import AvgPool, BlurPool
 from skipway.nn.shortcut import Projection, ZeroPad
 from skipway.nn.stem import make_stem
 from skipway.nn.trace import trace

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skipway.nn.layers import BlurPool
+from skipway.nn.pools import BlurPool
 
 
 @dataclass(frozen=True)

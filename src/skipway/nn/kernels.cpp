@@ -39,7 +39,8 @@ inline float exp_(float x) {  // 2^n 2^f, f in [-0.5, 0.5]: relative error 2e-7
   float y = x * 1.44269504f;
   float n = (y + 12582912.0f) - 12582912.0f;  // to the nearest whole number
   float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f + f * (1.0f + f * (0.5f + f * (0.16666667f + f * (0.041666575f + f * (0.0083334519f + f * 0.0013888f)))));
+  float p = 0.16666667f + f * (0.041666575f + f * (0.0083334519f + f * 0.0013888f));
+  p = 1.0f + f * (1.0f + f * (0.5f + f * p));
   int32_t e = (int32_t(n) + 127) << 23;
   float s;
   memcpy(&s, &e, 4);
@@ -241,105 +242,88 @@ void finish(const T* dz, const T* x, T* dx, i64 rows, i64 C, const float* by, co
   }
 }
 
-// The largest of 2x2 pixels and which it was; odd edges are left out. The first of equals counts; NaN wins.
-template <typename T>
-void pool(const T* x, T* y, uint8_t* which, i64 B, i64 H, i64 W, i64 C, int threads) {
+// Each 2x2 pixels: f(the first of them, the pixel that they become). Odd edges are left out.
+template <typename Do> void each_quad(i64 B, i64 H, i64 W, int threads, Do f) {
   i64 h = H / 2, w = W / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (i64 i = 0; i < B * h; i++) {
-    const T* top = x + ((i / h) * H + i % h * 2) * W * C;
-    for (i64 j = 0; j < w; j++) {
-      const T* p = top + 2 * j * C;
-      T* out = y + (i * w + j) * C;
-      uint8_t* k = which + (i * w + j) * C;
-#pragma omp simd
-      for (i64 c = 0; c < C; c++) {
-        float best = load(p + c);
-        int at = 0;
-        for (int n = 1; n < 4; n++) {
-          float v = load(p + (n / 2 * W + n % 2) * C + c);
-          bool larger = (v > best) | (v != v);
-          best = larger ? v : best;
-          at = larger ? n : at;
-        }
-        store(out + c, best);
-        k[c] = uint8_t(at);
-      }
-    }
+  for (i64 i = 0; i < B * h; i++)
+    for (i64 j = 0; j < w; j++) f((i / h * H + i % h * 2) * W + 2 * j, i * w + j);
+}
+
+// Zeros where an odd image has no quad.
+template <typename T> void clear_edges(T* x, i64 B, i64 H, i64 W, i64 C, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (i64 i = 0; i < B * H; i++) {
+    T* row = x + i * W * C;
+    if (H % 2 && i % H == H - 1)
+      memset(row, 0, sizeof(T) * W * C);
+    else if (W % 2)
+      memset(row + (W - 1) * C, 0, sizeof(T) * C);
   }
+}
+
+// The largest of 2x2 pixels and which it was; the first of equals counts; NaN wins.
+template <typename T>
+void pool(const T* x, T* y, uint8_t* which, i64 B, i64 H, i64 W, i64 C, int threads) {
+  each_quad(B, H, W, threads, [=](i64 first, i64 pooled) {
+    const T* p = x + first * C;
+    T* out = y + pooled * C;
+    uint8_t* k = which + pooled * C;
+#pragma omp simd
+    for (i64 c = 0; c < C; c++) {
+      float best = load(p + c);
+      int at = 0;
+      for (int n = 1; n < 4; n++) {
+        float v = load(p + (n / 2 * W + n % 2) * C + c);
+        bool larger = (v > best) | (v != v);
+        best = larger ? v : best;
+        at = larger ? n : at;
+      }
+      store(out + c, best);
+      k[c] = uint8_t(at);
+    }
+  });
 }
 
 template <typename T>
 void unpool(const T* dy, const uint8_t* which, T* dx, i64 B, i64 H, i64 W, i64 C, int threads) {
-  i64 h = H / 2, w = W / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (i64 i = 0; i < B * H; i++) {
-    i64 row = i % H, image = i / H;
-    T* out = dx + i * W * C;
-    if (row / 2 >= h) {
-      memset(out, 0, sizeof(T) * W * C);
-      continue;
-    }
-    const i64 base = (image * h + row / 2) * w * C;
-    for (i64 j = 0; j < w; j++) {
-      const T* g = dy + base + j * C;
-      const uint8_t* k = which + base + j * C;
-      uint8_t left = uint8_t(row % 2 * 2);
-      T *a = out + 2 * j * C, *b = a + C;
+  each_quad(B, H, W, threads, [=](i64 first, i64 pooled) {
+    const T* g = dy + pooled * C;
+    const uint8_t* k = which + pooled * C;
+    for (int n = 0; n < 4; n++) {
+      T* out = dx + (first + n / 2 * W + n % 2) * C;
 #pragma omp simd
-      for (i64 c = 0; c < C; c++) {
-        float v = load(g + c);
-        store(a + c, k[c] == left ? v : 0.0f);
-        store(b + c, k[c] == left + 1 ? v : 0.0f);
-      }
+      for (i64 c = 0; c < C; c++) store(out + c, k[c] == n ? load(g + c) : 0.0f);
     }
-    if (W % 2) memset(out + (W - 1) * C, 0, sizeof(T) * C);
-  }
+  });
+  clear_edges(dx, B, H, W, C, threads);
 }
 
 // 2x2 average pool of C channels into `wide`, from `before` on, zeros around them; and its gradient.
 template <typename T>
 void average(const T* x, T* y, i64 B, i64 H, i64 W, i64 C, i64 wide, i64 before, int threads) {
-  i64 h = H / 2, w = W / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (i64 i = 0; i < B * h; i++) {
-    const T* top = x + ((i / h) * H + i % h * 2) * W * C;
-    for (i64 j = 0; j < w; j++) {
-      const T* p = top + 2 * j * C;
-      T* out = y + (i * w + j) * wide;
-      memset(out, 0, sizeof(T) * before);
-      memset(out + before + C, 0, sizeof(T) * (wide - before - C));
-      out += before;
+  each_quad(B, H, W, threads, [=](i64 first, i64 pooled) {
+    const T *p = x + first * C, *q = p + W * C;
+    T* out = y + pooled * wide;
+    memset(out, 0, sizeof(T) * before);
+    memset(out + before + C, 0, sizeof(T) * (wide - before - C));
+    out += before;
 #pragma omp simd
-      for (i64 c = 0; c < C; c++)
-        store(out + c, 0.25f * (load(p + c) + load(p + C + c) + load(p + W * C + c) + load(p + W * C + C + c)));
-    }
-  }
+    for (i64 c = 0; c < C; c++) store(out + c, 0.25f * (load(p + c) + load(p + C + c) + load(q + c) + load(q + C + c)));
+  });
 }
 
 template <typename T>
 void spread(const T* dy, T* dx, i64 B, i64 H, i64 W, i64 C, i64 wide, i64 before, int threads) {
-  i64 h = H / 2, w = W / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (i64 i = 0; i < B * H; i++) {
-    i64 row = i % H / 2, image = i / H;
-    T* out = dx + i * W * C;
-    if (row >= h) {
-      memset(out, 0, sizeof(T) * W * C);
-      continue;
-    }
-    for (i64 j = 0; j < w; j++) {
-      const T* g = dy + ((image * h + row) * w + j) * wide + before;
-      T *a = out + 2 * j * C, *b = a + C;
+  each_quad(B, H, W, threads, [=](i64 first, i64 pooled) {
+    const T* g = dy + pooled * wide + before;
+    for (int n = 0; n < 4; n++) {
+      T* out = dx + (first + n / 2 * W + n % 2) * C;
 #pragma omp simd
-      for (i64 c = 0; c < C; c++) {
-        float v = 0.25f * load(g + c);
-        store(a + c, v);
-        store(b + c, v);
-      }
+      for (i64 c = 0; c < C; c++) store(out + c, 0.25f * load(g + c));
     }
-    if (W % 2) memset(out + (W - 1) * C, 0, sizeof(T) * C);
-  }
+  });
+  clear_edges(dx, B, H, W, C, threads);
 }
 
 }  // namespace

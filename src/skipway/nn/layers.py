@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.network_spec import NetworkSpec
-from skipway.nn import convolution, kernels, matrix_unit, passes
+from skipway.nn import convolution, kernels, matrix_unit
 
 LAYER_SCALE = 1e-4  # where LayerScale starts (Touvron et al. 2021, arXiv:2103.17239: 1e-1 to 1e-6, less with depth)
 
@@ -111,16 +111,6 @@ class EfficientAttention(nn.Module):
         return x * weights.sigmoid()[:, :, None, None]
 
 
-class BlurPool(nn.Module):
-    """Every second pixel of the image under a 3x3 binomial filter (Zhang 2019, arXiv:1904.11486). No parameters."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2), rounded up."""
-        line = x.new_tensor([0.25, 0.5, 0.25])
-        filters = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filters, stride=2, groups=x.shape[1])
-
-
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382), by sample; what stays is divided by its rate."""
 
@@ -195,39 +185,6 @@ class Scale(nn.Module):
         return x * self.weight
 
 
-class AvgPool(nn.AvgPool2d):
-    """2x2 average pool with stride 2; odd images are rounded up, over the pixels that there are, or down.
-
-    Args:
-        up: which.
-        before, behind: channels of zeros before and behind those that there are.
-    """
-
-    def __init__(self, *, up: bool, before: int = 0, behind: int = 0):
-        super().__init__(2, 2, ceil_mode=up, count_include_pad=False)
-        self.before, self.behind = before, behind
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H/2, W/2)."""
-        even = not self.ceil_mode or not (input.shape[2] % 2 or input.shape[3] % 2)
-        if self.training and even and kernels.suits(input):
-            return passes.avg_pool(input, self.before, self.behind)
-        pooled = super().forward(input)
-        widens = self.before or self.behind
-        return F.pad(pooled, (0, 0, 0, 0, self.before, self.behind)) if widens else pooled
-
-
-class MaxPool(nn.MaxPool2d):
-    """2x2 max-pool with stride 2, rounded down."""
-
-    def __init__(self):
-        super().__init__(2, 2)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
-        return passes.max_pool(input) if self.training and kernels.suits(input) else super().forward(input)
-
-
 def norm_act(x: Tensor, norm: nn.Module, act: nn.Module | None, added: Tensor | None = None) -> Tensor:
     """act(norm(x) + added), in as few passes over memory as the machine allows. Same shape as x."""
     if kernels.takes(norm, act, added, x):
@@ -247,15 +204,14 @@ def fork(conv: nn.Module, x: Tensor, pool: nn.Module | None = None) -> tuple[Ten
         x: (B, C, H, W).
         pool: a MaxPool, or None for none.
     """
-    unseen = not kernels.hooked(conv) and (pool is None or (min(x.shape[2:]) > 1 and not kernels.hooked(pool)))
-    if unseen and isinstance(conv, nn.Conv2d) and matrix_unit.suits(x, conv) and _is_plain(conv, x):
-        return matrix_unit.fork(x, conv.weight, pool=pool is not None)
+    plain = isinstance(conv, Conv) and not isinstance(conv, (StandardConv, FixupConv)) and x.dtype == torch.bfloat16
+    if plain and conv.training and matrix_unit.suits(x, conv) and not kernels.hooked(conv):
+        if pool is None:
+            return matrix_unit.fork(x, conv.weight)
+        if min(x.shape[2:]) > 1 and not kernels.hooked(pool):
+            return matrix_unit.fork(x, conv.weight, pool=True)
     made = conv(x)
     return made if pool is None else pool(made), x
-
-
-def _is_plain(conv: nn.Conv2d, x: Tensor) -> bool:
-    return type(conv) is Conv and conv.training and x.dtype == torch.bfloat16
 
 
 def make_conv(
@@ -303,12 +259,3 @@ def make_scale(spec: NetworkSpec, width: int) -> nn.Module | None:
     if spec.branch_scale == "skipinit":
         return Scale(1, 0.0)  # De and Smith 2020, arXiv:2002.10444
     return Scale(width, LAYER_SCALE) if spec.branch_scale == "layer_scale" else None
-
-
-def make_blur(spec: NetworkSpec) -> nn.Module:
-    """What halves the image in place of a stride: rounded up, the maximum down."""
-    if spec.blur == "blur":
-        return BlurPool()
-    if spec.blur == "max":
-        return MaxPool()
-    return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)

@@ -17,10 +17,9 @@ LARGE, WIDE = 12, 128  # pixels a side and channels from which two of the three 
 
 def suits(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether the kernels take this convolution: 3x3, stride 1, multiples of 32 channels, bf16, no bias, loaded."""
-    library = kernels.library
     return (
         kernels.active
-        and library is not None
+        and kernels.library is not None
         and x.device.type == "cpu"
         and x.ndim == 4
         and x.numel() > 0
@@ -33,7 +32,7 @@ def suits(x: Tensor, conv: nn.Conv2d) -> bool:
         and conv.weight.requires_grad
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and bool(library.conv_ready())
+        and bool(kernels.call("conv_ready"))
         and bool(kernels.call("conv_fits", x.shape[2], x.shape[3], conv.in_channels, conv.out_channels))
     )
 
@@ -63,15 +62,11 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, pool):
         x, weight = _rows(x), _rows(weight)
-        ctx.set_materialize_grads(False)
-        if not pool:
-            ctx.save_for_backward(x, weight, None)
-            return _multiply(x, weight, None, turned=False), x
-        made = _empty(x, len(weight), x.shape[2] // 2, x.shape[3] // 2)
-        which = torch.empty_like(made, dtype=torch.uint8)
-        _call(x, weight, None, made, which, _shape(x), turned=False)
+        batch, _, height, width = x.shape
+        which = _empty(x, (batch, len(weight), height // 2, width // 2), torch.uint8) if pool else None
         ctx.save_for_backward(x, weight, which)
-        return made, x
+        ctx.set_materialize_grads(False)
+        return _multiply(x, weight, (height, width), which=which), x
 
     @staticmethod
     @once_differentiable
@@ -79,48 +74,46 @@ class _Convolution(torch.autograd.Function):
         x, weight, which = ctx.saved_tensors
         if dy is None:
             return added, None, None
-        dy = _rows(dy)
-        dx = dw = None
-        if ctx.needs_input_grad[0] and which is None:
-            dx = _multiply(dy, weight, added, turned=True)
-        elif ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x)
-            _call(dy, weight, added, dx, which, (*_shape(x)[:3], len(weight)), turned=True)
+        (batch, channels, *size), dx, dw, dy = x.shape, None, None, _rows(dy)
+        if ctx.needs_input_grad[0]:
+            dx = _multiply(dy, weight, (size[0], size[1]), added=added, which=which, turned=True)
         if ctx.needs_input_grad[1]:
-            dw = torch.empty_like(weight)
-            kernels.call("conv_weight", x, dy, dw, which, *_shape(x), len(weight), torch.get_num_threads())
+            dw, threads = torch.empty_like(weight), torch.get_num_threads()
+            kernels.call("conv_weight", x, dy, dw, which, batch, *size, channels, len(weight), threads)
         return dx, dw, None
 
 
-def _multiply(x: Tensor, weight: Tensor, added: Tensor | None, *, turned: bool) -> Tensor:
-    """The forward pass, or turned the input gradient, plus what is added."""
-    if x.shape[-1] >= LARGE and min(weight.shape[:2]) >= WIDE:
+def _multiply(
+    x: Tensor,
+    weight: Tensor,
+    size: tuple[int, int],
+    *,
+    added: Tensor | None = None,
+    which: Tensor | None = None,
+    turned: bool = False,
+) -> Tensor:
+    """The forward pass, or turned the input gradient, plus what is added.
+
+    Args:
+        x, weight, added: images, or their gradient, and filters.
+        size: pixels of the images that the convolution itself sees.
+        which: what a pool behind the convolution takes: to be told, or turned known.
+        turned: which of the two.
+    """
+    if which is None and size[1] >= LARGE and min(weight.shape[:2]) >= WIDE:
         made = _input_gradient(x, weight) if turned else F.conv2d(x, weight, padding=1)
         return made if added is None else made.add_(added)
-    made = _empty(x, weight.shape[1 if turned else 0], x.shape[2], x.shape[3])
-    _call(x, weight, added, made, None, _shape(x), turned=turned)
+    out = weight.shape[1 if turned else 0]
+    made = _empty(x, (len(x), out, *(size if which is None or turned else which.shape[2:])), x.dtype)
+    added = None if added is None else _rows(added)
+    shape, packed, threads = (len(x), *size, x.shape[1], out), torch.empty_like(weight), torch.get_num_threads()
+    kernels.call("conv_forward", x, weight, added, made, which, packed, *shape, int(turned), threads)
     return made
 
 
-def _call(
-    x: Tensor,
-    weight: Tensor,
-    added: Tensor | None,
-    made: Tensor,
-    which: Tensor | None,
-    shape: tuple[int, int, int, int],
-    *,
-    turned: bool,
-) -> None:
-    """The kernel, into `made`; the shape is that of the images that the convolution itself sees."""
-    added = None if added is None else _rows(added)
-    packed, threads = torch.empty_like(weight), torch.get_num_threads()
-    kernels.call("conv_forward", x, weight, added, made, which, packed, *shape, made.shape[1], int(turned), threads)
-
-
-def _empty(x: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """As many images, channels next to each other."""
-    return x.new_empty((len(x), height, width, channels)).permute(0, 3, 1, 2)
+def _empty(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Channels next to each other."""
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
@@ -135,8 +128,3 @@ def _input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """Channels next to each other."""
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _shape(x: Tensor) -> tuple[int, int, int, int]:
-    """Images, height, width, channels."""
-    return x.shape[0], x.shape[2], x.shape[3], x.shape[1]

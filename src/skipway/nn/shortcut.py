@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from skipway.errors import unknown
 from skipway.network_spec import NetworkSpec
-from skipway.nn.layers import AvgPool, make_conv, make_norm, norm_act
+from skipway.nn.layers import make_conv, make_norm, norm_act
+from skipway.nn.pools import AvgPool
 
 
 class ZeroPad(nn.Module):

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels, passes
-from skipway.nn.layers import make_act, make_blur, make_conv, make_norm, norm_act
+from skipway.nn.layers import make_act, make_conv, make_norm, norm_act
+from skipway.nn.pools import make_blur
 
 
 class Stem(nn.Module):

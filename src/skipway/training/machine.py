@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
 import sys
 from pathlib import Path
 
@@ -84,9 +83,8 @@ def keep_freed_memory() -> bool:
     return kept
 
 
-@functools.cache
 def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
-    """The heap grows once, untouched, and what it grew by is marked (madvise, MADV_HUGEPAGE): once a process."""
+    """The heap grows, untouched, and what it grew by is marked (madvise, MADV_HUGEPAGE)."""
     size, large, huge_pages = memory() // 2, 2 << 20, 14
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
