@@ -3,8 +3,9 @@
 oneDNN computes a row of output pixels at a time. Where a row has 8 pixels or fewer, most of a matrix unit's 16 rows
 stand empty, and the gradient of a 3x3 weight at 4x4 pixels costs four times what it costs at 32x32. Here images stand
 side by side in strips, zeros between them where the padding would be: one wide image with the same products in it.
-On two cores the weight gradient of 512 channels at 4x4 takes 27 ms in place of 143, of 256 at 8x8 24 in place of 42
-(benchmarks/kernels.py). A 1x1 weight's gradient is one matrix product.
+On two cores the weight gradient of 512 channels at 4x4 takes 17 ms in place of 71, of 256 at 8x8 18 in place of 29
+(benchmarks/kernels.py). The matrix unit, where it is to be had, takes the 3x3 ones of stride 1 before
+(matrix_unit.py). A 1x1 weight's gradient is one matrix product.
 """
 
 import torch
