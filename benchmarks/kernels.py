@@ -25,8 +25,7 @@ from skipway.nn.layers import norm_act
 from skipway.nn.network import build
 from skipway.nn.zoo import find
 from skipway.recipes import cifar10_94
-from skipway.training.machine import keep_freed_memory
-from skipway.training.stopwatch import device_name
+from skipway.training.machine import device_name, keep_freed_memory
 
 NORMS = ((256, 64, 32), (1000, 64, 15), (1000, 256, 7), (32, 256, 56))  # batch, channels, pixels
 CONVS = ((256, 64, 32), (1000, 64, 15), (256, 128, 16), (256, 256, 8), (1000, 256, 7), (256, 512, 4), (1000, 256, 3))

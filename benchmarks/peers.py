@@ -35,8 +35,7 @@ from typing import Any
 from contenders import CONTENDERS, Outcome
 from peers_data import Job, write_images
 
-from skipway.training.machine import choose_device
-from skipway.training.stopwatch import device_name
+from skipway.training.machine import choose_device, device_name
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"

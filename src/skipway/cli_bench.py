@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,13 +22,15 @@ def bench(
     *,
     seconds: float = 10.0,
     peak_tflops: float = 0.0,
+    keep: bool = False,
     json: bool = False,
     trust_code: TrustCode = False,
     flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
 ) -> int:
     """Measure this machine, and how fast NETWORK trains and answers on it: images/s, parts of a step, share of peak.
 
-    The run's own step on random images, with what a long run of these settings would choose. Nothing is kept.
+    The run's own step on random images, with what a long run of these settings would choose. Nothing is kept, unless
+    --keep: then the ways to compute it are compared, and later runs like it, on this machine, take the fastest.
 
     **Examples**
 
@@ -38,6 +40,8 @@ def bench(
 
     `skipway bench runs/photos-resnet18-1 --compile on`
 
+    `skipway bench resnet18 --image-size 128 --batch-size 32 --keep`
+
     Parameters
     ----------
     network
@@ -46,6 +50,9 @@ def bench(
         For training, and again for inference; three steps at the least.
     peak_tflops
         Hold the speeds against this peak. Default: the fastest arithmetic measured.
+    keep
+        Compare the ways to compute (own kernels, compiled or not), so many seconds each, and keep what was found in the
+        cache for later runs.
     json
         Print one JSON object.
     """
@@ -53,7 +60,14 @@ def bench(
 
     settings = settings_of(flags, None)
     with Console(stderr=True, emoji=False).status("measuring"):
-        found = measure(network, seconds=seconds, peak_tflops=peak_tflops, settings=settings, trust_code=trust_code)
+        found = measure(
+            network,
+            seconds=seconds,
+            peak_tflops=peak_tflops,
+            settings=settings,
+            keep_fastest=keep,
+            trust_code=trust_code,
+        )
     if json:
         print_json(dataclasses.asdict(found))
     else:
@@ -85,7 +99,23 @@ def report(found: "Bench") -> Group:
         "",
         "a training step: " + ", ".join(_parts(found)),
         f"before that {found.training.warm_up_s:.1f} s of warm-up",
+        *_ways(found),
     )
+
+
+def _ways(found: "Bench") -> Iterator[RenderableType]:
+    """The ways to compute that were compared."""
+    if not found.ways:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("a training step by", "ms", "warm-up, s"):
+        table.add_column(column, justify="left" if column.startswith("a") else "right")
+    for way in sorted(found.ways, key=lambda way: way.step_s):
+        table.add_row(way.name, f"{1000 * way.step_s:,.1f}", f"{way.warm_up_s:.1f}")
+    yield ""
+    yield table
+    yield from (f"left out, since it failed: {escape(why)}" for why in found.failed)
+    yield "kept: later runs like this one take the way that comes to their end first"
 
 
 def _roofline(found: "Bench") -> Table:

@@ -19,6 +19,7 @@ from skipway.nn import kernels
 from skipway.nn.network import build
 from skipway.training import bench as bench_module
 from skipway.training.bench import Bench, bench, speed_of
+from skipway.training.rehearsal import asked_of, trainer_of
 from skipway.training.roofline import Rate, Roofline, Sizes, conv_flops, measure_roofline
 from skipway.training.stopwatch import Timed, repeated, timed
 
@@ -160,15 +161,15 @@ def test_a_given_peak_takes_the_place_of_the_measured_one():
 
 def test_network_keeps_its_classes(tmp_path: Path):
     settings = {"data": {"image_size": 32}, "train": {"batch_size": 2}, "speed": {"compile": "off"}}
-    asked = bench_module._asked("resnet18", settings, trust_code=False)
-    network = bench_module._trainer(asked, tmp_path).learner.network
+    asked = asked_of("resnet18", settings, trust_code=False)
+    network = trainer_of(asked, tmp_path).learner.network
     stems = 3 * 64 * 7 * 7 - 3 * 64 * 3 * 3
     assert sum(p.numel() for p in network.parameters()) == 11_689_512 - stems  # with a head of 1000 classes
 
 
 @pytest.mark.parametrize(("network", "size"), [("resnet18", 224), ("resnet20", 32), ("tutorial", 32)])
 def test_images_have_the_familys_size(network: str, size: int):
-    assert bench_module._asked(network, {}, trust_code=False).data.image_size == size
+    assert asked_of(network, {}, trust_code=False).data.image_size == size
 
 
 def test_a_run_is_measured_with_its_own_settings(trained, tmp_path: Path):

@@ -1,7 +1,8 @@
 """How the machine computes a network: device, precision, memory format, compiled or not, how much at a time.
 
-Nothing here changes what is computed but for rounding. What was left open is chosen once, by rules that give the same
-answer on the same machine, and written into the run (engine.json), so that a run that goes on keeps its bits.
+Nothing here changes what is computed but for rounding. What was left open is chosen once, from what `skipway bench
+--keep` measured here or else by rules, and written into the run (engine.json), so that a run that goes on keeps its
+bits.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from skipway.nn.describe import describe
 from skipway.run import Run
 from skipway.training.machine import keep_freed_memory, memory_of
 from skipway.training.plan import Plan
+from skipway.training.ways import fastest
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,15 @@ def choose_engine(plan: Plan) -> tuple[Engine, list[str]]:
     Raises:
         InputError: something was asked for that cannot be had.
     """
-    train, speed = plan.spec.train, plan.spec.speed
+    train, speed, measured = plan.spec.train, plan.spec.speed, fastest(plan)
     on_cpu = plan.device.type == "cpu"
     threads = speed.threads or (torch.get_num_threads() if on_cpu else 0)
     flops, bytes_an_image = _work(plan)
-    compiled = speed.compile == "on" or (speed.compile == "auto" and not on_cpu and flops > COMPILE_PAYS)
-    own, said = _choose_kernels(plan, compiled=compiled)
+    if measured:
+        compiled, own, said = measured[0].compiled, measured[0].kernels, [measured[1]]
+    else:
+        compiled = speed.compile == "on" or (speed.compile == "auto" and not on_cpu and flops > COMPILE_PAYS)
+        own, said = _choose_kernels(plan, compiled=compiled)
     micro = speed.micro_batch or _fitting(train.batch_size, bytes_an_image, plan.device)
     micro = 0 if micro >= train.batch_size else micro
     if micro and not speed.micro_batch:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import platform
 import sys
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def memory_of(device: torch.device) -> int:
         with contextlib.suppress(OSError, ValueError):
             limits.append(int(Path(path).read_text()))
     return min(limits)
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's, or the processor's as Linux names it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or str(device)
+    return next((row.partition(":")[2].strip() for row in lines if row.startswith("model name")), str(device))
 
 
 def _proc_flags() -> dict[str, bool]:

@@ -1,11 +1,9 @@
 """Stop-watches: seconds of repeats and of steps, and of the parts of a training step."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -99,14 +97,3 @@ def parts_of(learner: Learner, step: Callable[[], object], seconds: float) -> di
     hook.remove()
     names = ("input", "forward", "backward", "update")
     return {name: 1000 * statistics.median(part) for name, part in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def device_name(device: torch.device) -> str:
-    """The accelerator's, or the processor's as Linux names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or str(device)
-    return next((row.partition(":")[2].strip() for row in lines if row.startswith("model name")), str(device))
