@@ -21,7 +21,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -34,11 +33,11 @@ from typing import Any
 
 from contenders import CONTENDERS, Outcome
 from peers_data import Job, write_images
+from results_page import put_section
 
 from skipway.training.machine import choose_device, device_name
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.md"
 NEEDS = ("timm", "lightning", "fastai")
 ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647:glibc.malloc.top_pad=67108864"
@@ -89,8 +88,7 @@ def main() -> None:
         heading = f"## Training beside its peers: {options.workload}" + (
             " on a GPU" if options.device == "cuda" else ""
         )
-        RESULTS.write_text(replaced(RESULTS.read_text(), heading, text))
-        print(f"written to {RESULTS}")
+        put_section(heading, text)
 
 
 def present(name: str) -> bool:
@@ -247,15 +245,6 @@ def spread(values: Iterable[float], digits: int = 0) -> str:
     values = list(values)
     low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
     return f"{middle} ({low} to {high})"
-
-
-def replaced(text: str, heading: str, section: str) -> str:
-    """A page with the section under this heading in place of the one it has, or at its end."""
-    made = f"{heading}\n\n{section}\n"
-    found = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if not found:
-        return f"{text.rstrip()}\n\n{made}"
-    return f"{text[: found.start()]}{made}\n{text[found.end() :]}".rstrip() + "\n"
 
 
 if __name__ == "__main__":

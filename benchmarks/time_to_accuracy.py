@@ -1,7 +1,7 @@
 """How long a recipe takes to its accuracy, by a yardstick that holds on any machine; and what each trick is worth.
 
-    python benchmarks/time_to_accuracy.py DATA [--recipe cifar10-94] [--seeds 5] [--out runs/time-to-accuracy]
-    python benchmarks/time_to_accuracy.py DATA --ablate [--seeds 3]
+    python benchmarks/time_to_accuracy.py DATA [--recipe cifar10-94] [--seeds 5] [--out runs/time-to-accuracy] [--write]
+    python benchmarks/time_to_accuracy.py DATA --ablate [--seeds 3] [--write]
 
 C is the rate of a 3x3 convolution of 128 to 128 channels on 16x16 pixels, batches of 500, bf16, channels_last, forward
 and backward (TFLOP/s, median of 7, allocator kept), taken in the same process before each run and after it. T is the
@@ -9,7 +9,8 @@ time of all epochs, their validation included; opening the images, whitening and
 published recipe without skips, tuned by hand for this kind of machine, takes T C = 776: a run counts as T C / 776.
 
 Each run is a folder that is not run again: cut off, the same command goes on. The first form scores the test split, of
-settings that were chosen on validation; the second one, which compares, never does.
+settings that were chosen on validation; the second one, which compares, never does. --write puts the table into
+results.md in place of its section there.
 """
 
 import argparse
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results_page import put_section
 from rich.console import Console
 
 import skipway
 from skipway.run import Run
 from skipway.training.loop import Hooks
-from skipway.training.machine import keep_freed_memory
+from skipway.training.machine import device_name, keep_freed_memory
 from skipway.training.roofline import yardstick
 
 PUBLISHED = 776.0  # seconds x TFLOP/s of the hand-tuned published recipe
@@ -90,15 +92,16 @@ def figures(run: Run) -> dict[str, Any]:
         "train_s": sum(row["time_s"] for row in rows),
         "images_per_s": statistics.median(row["images_per_s"] for row in rows),
         "val": rows[-1]["val_accuracy"],
+        "val_loss": rows[-1]["val_loss"],
         "test": summary.get("test_accuracy"),
         "test_tta": summary.get("test_accuracy_tta"),
     }
 
 
-def spread(values: list[float], unit: str = "") -> str:
+def spread(values: list[float], sign: str = "", *, digits: int = 2) -> str:
     """Mean, and standard deviation where there are several."""
-    sd = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{sd}{unit}"
+    sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.{digits}f}{sd}"
 
 
 def cost(made: dict[str, Any]) -> float:
@@ -120,33 +123,83 @@ def main() -> None:
     parser.add_argument("--only", default="", help="--ablate: variants whose name holds this")
     parser.add_argument("--epochs", type=int, default=0, help="another number of epochs")
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-accuracy"))
+    parser.add_argument("--write", action="store_true", help="into results.md")
     options = parser.parse_args()
     keep_freed_memory()
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}; {options.recipe}")
-    variants = {k: v for k, v in ABLATIONS.items() if options.only in k} if options.ablate else {"": {}}
-    for name, change in variants.items():
-        rows = []
-        for seed in range(options.seeds):
+    print(f"{machine()}; {options.recipe}", flush=True)
+    variants = {k: v for k, v in ABLATIONS.items() if options.only in k} if options.ablate else {"the recipe": {}}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+    for seed in range(options.seeds):
+        for name, change in variants.items():
             own = {"train": {"seed": seed} | ({"epochs": options.epochs} if options.epochs else {})}
             settings = merged(HELD_OUT if options.ablate else {}, change, own)
-            place = "ablate" if options.ablate else "test"
-            folder = options.out / f"{options.recipe}-{place}-{name.replace(' ', '-') or 'run'}-{seed}"
-            rows.append(one_run(options, folder, settings, score_test=not options.ablate))
-            show(name, rows[-1:], f"seed {seed}")
-        show(name, rows, f"n = {len(rows)}")
+            place = f"{'ablate' if options.ablate else 'test'}-{name.replace(' ', '-')}-{seed}"
+            folder = options.out / f"{options.recipe}-{place}"
+            rows[name].append(one_run(options, folder, settings, score_test=not options.ablate))
+            print(f"{name}, seed {seed}: {told(rows[name][-1:])}", flush=True)
+    flags = (" --ablate" if options.ablate else "") + (f" --epochs {options.epochs}" if options.epochs else "")
+    command = f"python benchmarks/time_to_accuracy.py DATA --recipe {options.recipe}{flags} --seeds {options.seeds}"
+    section = "\n".join([f"`{command}` ({machine()})", "", *(compared if options.ablate else tabled)(rows)])
+    print(f"\n{section}")
+    if options.write:
+        put_section(
+            f"## {'What each trick is worth' if options.ablate else 'Time to accuracy'}: {options.recipe}", section
+        )
 
 
-def show(name: str, rows: list[dict[str, Any]], which: str) -> None:
-    """One line."""
-    parts = [f"{name} " if name else "", f"{which}: ", f"validation {spread([100 * r['val'] for r in rows], '%')}"]
+def machine() -> str:
+    """What the figures hold for."""
+    device = device_name(torch.device("cpu"))
+    return f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def told(rows: list[dict[str, Any]]) -> str:
+    """Runs in a line."""
+    parts = [f"validation {spread([100 * r['val'] for r in rows])}%"]
     for key, title in (("test", "test"), ("test_tta", "with test-time augmentation")):
         if all(r[key] is not None for r in rows):
-            parts.append(f", {title} {spread([100 * r[key] for r in rows], '%')}")
-    parts.append(f"; T {spread([r['train_s'] for r in rows], ' s')}")
-    parts.append(f", C {spread([statistics.fmean(r['yardstick']) for r in rows])}")
-    parts.append(f", T C / 776 {spread([cost(r) for r in rows])}")
-    parts.append(f"; {statistics.median(r['images_per_s'] for r in rows):,.0f} images/s")
-    print("".join(parts), flush=True)
+            parts.append(f"{title} {spread([100 * r[key] for r in rows])}%")
+    parts += [f"T {spread([r['train_s'] for r in rows])} s", f"T C / 776 {spread([cost(r) for r in rows])}"]
+    return ", ".join(parts)
+
+
+def tabled(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Each seed, and the mean with its standard deviation."""
+    (runs,) = rows.values()
+    lines = [
+        "| seed | test | with test-time augmentation | T, s | C, TFLOP/s | T C / 776 | images/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups = [*((str(i), [run]) for i, run in enumerate(runs)), (f"mean ± standard deviation, n = {len(runs)}", runs)]
+    for name, some in groups:
+        cells = [
+            f"{spread([100 * r['test'] for r in some])}%",
+            f"{spread([100 * r['test_tta'] for r in some])}%" if some[0]["test_tta"] is not None else "",
+            spread([r["train_s"] for r in some]),
+            spread([statistics.fmean(r["yardstick"]) for r in some]),
+            spread([cost(r) for r in some]),
+            f"{statistics.median(r['images_per_s'] for r in some):,.0f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def compared(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Each variant, and its difference to the recipe of the same seed."""
+    base = rows.get("the recipe", [])
+    lines = ["| variant | validation | difference | loss | T, s | T / the recipe's |", "|---|---|---|---|---|---|"]
+    for name, some in rows.items():
+        pairs = list(zip(some, base, strict=True)) if base and some is not base else []
+        cells = [
+            f"{spread([100 * r['val'] for r in some])}%",
+            spread([100 * (a["val"] - b["val"]) for a, b in pairs], "+") if pairs else "",
+            spread([r["val_loss"] for r in some], digits=3),
+            spread([r["train_s"] for r in some], digits=0),
+            spread([a["train_s"] / b["train_s"] for a, b in pairs]) if pairs else "",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    n = len(next(iter(rows.values())))
+    return [*lines, "", f"n = {n} seed{'' if n == 1 else 's'}; validation: a tenth of the training images."]
 
 
 if __name__ == "__main__":

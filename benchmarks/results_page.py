@@ -1,0 +1,26 @@
+"""results.md: a section for each benchmark, put in place of what stands under its heading."""
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parent / "results.md"
+
+
+def put_section(heading: str, section: str) -> None:
+    """Write a section into results.md, and say so.
+
+    Args:
+        heading: its line, with the two hashes.
+        section: what stands below it.
+    """
+    PAGE.write_text(replaced(PAGE.read_text(), heading, section))
+    print(f"written to {PAGE}")
+
+
+def replaced(text: str, heading: str, section: str) -> str:
+    """A page with the section under this heading in place of the one it has, or at its end."""
+    made = f"{heading}\n\n{section}\n"
+    found = re.search(rf"^{re.escape(heading)}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if not found:
+        return f"{text.rstrip()}\n\n{made}"
+    return f"{text[: found.start()]}{made}\n{text[found.end() :]}".rstrip() + "\n"
