@@ -13,8 +13,11 @@ import skipway as package
 from skipway.cli import main
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels
+from skipway.nn.weight_files import read_safetensors
 from skipway.run import Run
 from skipway.spec import RunSpec
+from skipway.training.checkpoint import STATE
+from skipway.training.vault import Vault
 
 ROOT = Path(__file__).parent.parent
 TINY: dict[str, dict[str, Any]] = {
@@ -96,6 +99,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     root = tmp_path_factory.mktemp("trained")
     settings = TINY | {"train": TINY["train"] | {"epochs": 8}}
     return package.train(make_photos(root / "photos"), settings=settings, out=root / "run")
+
+
+def newest(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's newest checkpoint."""
+    found = Vault(Path(folder)).find().folder
+    assert found is not None
+    return read_safetensors(found / STATE)[0]
 
 
 def ours(spec: RunSpec) -> NetworkSpec:

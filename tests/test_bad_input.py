@@ -232,8 +232,8 @@ def test_run_cut_off_before_its_first_checkpoint_starts_again(skipway, photos, t
     assert skipway("train", "", *flags).code == 0
     assert Run.open(folder).finished
     (folder / "summary.json").write_text('{"status": "running"}')
-    (folder / "last.safetensors").unlink()
-    expect_refused(skipway("train", "", *flags), "holds a run that lost its spec.toml or last.safetensors")
+    shutil.rmtree(folder / "checkpoints")
+    expect_refused(skipway("train", "", *flags), "holds a run that lost its spec.toml or its checkpoints")
 
 
 def test_batches_of_one_need_more_than_one_pixel(skipway, photos):
@@ -273,7 +273,6 @@ def test_run_that_lost_its_spec_is_not_overwritten(skipway, photos, trained, tmp
         ("metrics.jsonl", "null\n"),
         ("spec.toml", "network = 3"),
         ("spec.toml", ""),
-        ("last.safetensors", "junk"),
     ],
 )
 def test_damaged_file_of_an_unfinished_run(skipway, photos, trained, tmp_path, name, text):

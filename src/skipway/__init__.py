@@ -3,7 +3,7 @@
     import skipway
 
     network = skipway.build("resnet20", num_classes=10)
-    run = skipway.train("photos/", network="resnet18")
+    run = skipway.train("photos/", network="resnet18")  # cut off, the same call goes on, or skipway.resume(folder)
     skipway.evaluate(run)
     skipway.load(run.folder).predict(["bee.jpg"])
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from skipway.shipping.predictor import Prediction, Predictor, load
     from skipway.spec import AugmentSpec, DataSpec, RunSpec, TrainSpec
     from skipway.training.find_lr import LrSweep, find_lr
-    from skipway.training.train import train
+    from skipway.training.train import resume, train
     from skipway.training.tune import Tuning, tune
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _WHERE = {
     "shipping.predictor": ("Prediction", "Predictor", "load"),
     "spec": ("AugmentSpec", "DataSpec", "RunSpec", "TrainSpec"),
     "training.find_lr": ("LrSweep", "find_lr"),
-    "training.train": ("train",),
+    "training.train": ("resume", "train"),
     "training.tune": ("Tuning", "tune"),
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
@@ -97,6 +97,7 @@ __all__ = [
     "load_weights",
     "pack",
     "preview",
+    "resume",
     "save_weights",
     "train",
     "tune",

@@ -12,10 +12,10 @@ from typing import Any
 from cyclopts import App, CycloptsError, Group
 from rich.console import Console
 
-from skipway import __version__, cli_bench, cli_data, cli_search, tables
+from skipway import __version__, cli_bench, cli_data, cli_search, cli_train, tables
 from skipway.errors import InputError, ReadError, unknown
-from skipway.flags import WANTED, Flags, NetworkFlags, TrustCode, Wanted, settings_of
-from skipway.terminal import BAD_INPUT, DONE, STOPPED, console, print_json
+from skipway.flags import NetworkFlags, TrustCode, settings_of
+from skipway.terminal import BAD_INPUT, DONE, console, print_json
 
 app = App(
     name="skipway",
@@ -25,59 +25,13 @@ app = App(
     help_epilogue="Start with `skipway train fashion-sample`, or `skipway train FOLDER` for your own images.",
 )
 app["--help"].group = app["--version"].group = Group("Help")
+app.command(cli_train.train)
+app.command(cli_train.resume)
 app.command(cli_data.doctor)
 app.command(cli_data.data)
 app.command(cli_search.find_lr)
 app.command(cli_search.tune)
 app.command(cli_bench.bench)
-
-
-@app.command
-def train(
-    data: str | None = None,
-    /,
-    *,
-    out: Path | None = None,
-    wanted: Wanted = WANTED,
-    flags: Flags | None = None,  # pyrefly: ignore[invalid-annotation]
-) -> int:
-    """Train a network on DATA, or go on with the unfinished run of the same settings.
-
-    Recipe < config file < flags. Ctrl-C stops cleanly; the same command goes on.
-
-    **Examples**
-
-    `skipway train fashion-sample --recipe demo`
-
-    `skipway train photos/ --network resnet18 --epochs 20 --mixup 0.2`
-
-    `skipway train cifar10 --network resnet56 --shortcut none --out runs/plain56`
-
-    `skipway train photos/ --network resnet50 --weights torchvision:IMAGENET1K_V2 --freeze stage3`
-
-    `skipway train photos/ --network timm:vit_tiny_patch16_224 --optimizer adamw`
-
-    Parameters
-    ----------
-    data
-        A built-in set (fashion-sample, fashion, cifar10, cifar100), a folder of images or of parquet files.
-        Default: the recipe's.
-    out
-        The run folder. Default: runs/DATA-NETWORK-N.
-    """
-    from skipway.training.train import train as run_training
-
-    run = run_training(
-        data or "",
-        network=wanted.network,
-        recipe=wanted.recipe,
-        config=wanted.config,
-        settings=settings_of(flags, None),
-        out=out,
-        console=console,
-        trust_code=wanted.trust_code,
-    )
-    return STOPPED if run.summary.get("status") == "stopped" else DONE
 
 
 @app.command

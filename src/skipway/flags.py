@@ -9,7 +9,14 @@ from cyclopts import Group, Parameter
 
 from skipway.spec import SECTIONS
 
-PANELS = {"data": "Data", "network": "Network", "augment": "Augmentation", "train": "Training", "speed": "Speed"}
+PANELS = {
+    "data": "Data",
+    "network": "Network",
+    "augment": "Augmentation",
+    "train": "Training",
+    "speed": "Speed",
+    "safety": "Safety",
+}
 BY_NAME = {("data", "path"), ("network", "name")}  # given as DATA and --network
 FROM_DATA = {("network", "num_classes"), ("network", "in_channels")}  # training takes the data's
 
@@ -45,6 +52,15 @@ def _shown_default(value: Any) -> str:
 Flags = _flags(SECTIONS, BY_NAME | FROM_DATA)
 NetworkFlags = _flags(["network"], BY_NAME)
 DataFlags = _flags(["data"], BY_NAME)
+ResumeFlags = _flags(
+    ["train", "data", "safety"],
+    {
+        (section, f.name)
+        for section in ("train", "data")
+        for f in dataclasses.fields(SECTIONS[section])
+        if f.name not in ("epochs", "device", "track", "workers", "cache")
+    },
+)
 PreviewFlags = _flags(["data", "augment"], BY_NAME)
 
 

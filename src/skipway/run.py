@@ -7,7 +7,7 @@
     steps.jsonl          one object a step: epoch, step, loss, lr
     weights.safetensors  the best on validation; classes, preprocessing, thresholds and spec in its metadata
     thresholds.json      several labels an image: the probability from which on each is given (chosen at the end)
-    last.safetensors     what training needs to go on
+    checkpoints/         what training needs to go on: the last ones, each whole or not there (training/vault.py)
     curves.png mistakes.png
     engine.json          how the machine computes it: compiled or not, how much at a time
     split.csv            which sample is in which split, by name
@@ -28,6 +28,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from skipway.data.preprocess import Preprocess
+from skipway.durable import write_whole
 from skipway.errors import InputError
 from skipway.model import Model, read_thresholds
 from skipway.nn.foreign import build_any
@@ -37,11 +38,12 @@ from skipway.spec import RunSpec, from_toml, to_toml
 from skipway.trust import check_trust
 
 FORMAT = "skipway-1"
+CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 FILES = (
     *("spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "summary.json"),
-    *("weights.safetensors", "last.safetensors", "curves.png", "mistakes.png", "split.csv", "engine.json"),
-    "thresholds.json",
+    *("weights.safetensors", "curves.png", "mistakes.png", "split.csv", "engine.json", "thresholds.json"),
+    CHECKPOINTS,
 )
 
 
@@ -74,13 +76,13 @@ class Run:
         if there - {*FILES, LOCK, *(f".{name}.tmp" for name in FILES)}:
             raise InputError(f"{folder} is not empty and is not a run folder; choose another --out")
         if there & {"weights.safetensors", "metrics.jsonl"}:
-            raise InputError(f"{folder} holds a run that lost its spec.toml or last.safetensors; choose another --out")
+            raise InputError(f"{folder} holds a run that lost its spec.toml or its checkpoints; choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
         run.write_text("classes.json", json.dumps(list(classes), indent=1))
         run.write_text("preprocess.json", preprocess.to_json())
         run.write_text("summary.json", json.dumps({"status": "running"}))
-        run.write_text("spec.toml", to_toml(spec))  # last: a folder with it is a whole run
+        run.write_spec(spec)  # last: a folder with it is a whole run
         return run
 
     @property
@@ -154,23 +156,22 @@ class Run:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file of the run whole, or not at all."""
-        target = self.folder / name
-        beside = target.with_name(f".{name}.tmp")
-        try:
-            beside.write_bytes(content)
-            os.replace(beside, target)
-        except OSError:
-            beside.unlink(missing_ok=True)
-            raise
+        write_whole(self.folder / name, content)
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Write spec.toml, of a run that begins, or goes on with settings that may change."""
+        self.write_text("spec.toml", to_toml(spec))
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace a .jsonl file."""
         self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add to a .jsonl file."""
+        """Add to a .jsonl file, through to the disk."""
         with (self.folder / name).open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
 
     def write_thresholds(self, thresholds: Sequence[float]) -> None:
         """Write thresholds.json, and put them into the weights where there are any."""
@@ -181,8 +182,10 @@ class Run:
             state, metadata = read_safetensors(path)
             self.write_bytes(path.name, save(state, metadata | {"thresholds": text}))
 
-    def save_weights(self, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write weights.safetensors, able to predict by itself."""
+    def weights_of(
+        self, state: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and metadata of a weights.safetensors that is able to predict by itself; copied, not written yet."""
         several = {} if self.thresholds is None else {"thresholds": self.read_text("thresholds.json")}
         metadata = several | {
             "format": FORMAT,
@@ -191,7 +194,11 @@ class Run:
             "preprocess": self.preprocess.to_json(),
             "facts": json.dumps(dict(facts)),
         }
-        self.write_bytes("weights.safetensors", save(dense_copies(state), metadata))
+        return dense_copies(state), metadata
+
+    def write_weights(self, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write weights.safetensors, of what `weights_of` gave."""
+        self.write_bytes("weights.safetensors", save(state, metadata))
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name

@@ -1,7 +1,7 @@
 """What a run is made from: one tree of frozen dataclasses, checked where it is made, exact in TOML.
 
-RunSpec = data + network + augment + train + speed. Every field name is unique over the tree, so a command-line flag is
-the field's own name. There is no None: what is off is 0 or "", what is left to skipway is 0, -1 or "auto".
+RunSpec = data + network + augment + train + speed + safety. Every field name is unique over the tree, so a command-line
+flag is the field's own name. There is no None: what is off is 0 or "", what is left to skipway is 0, -1 or "auto".
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from skipway.errors import InputError, unknown
 from skipway.fields import shown
 from skipway.foreign_spec import ForeignSpec, is_foreign
 from skipway.network_spec import NetworkSpec
+from skipway.safety_spec import SafetySpec
 from skipway.speed_spec import SpeedSpec
 from skipway.train_spec import TrainSpec
 
@@ -35,6 +36,7 @@ class RunSpec:
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
+    safety: SafetySpec = field(default_factory=SafetySpec)
 
     def __post_init__(self) -> None:
         for name, kind in SECTIONS.items():
@@ -51,6 +53,7 @@ SECTIONS: dict[str, type] = {
     "augment": AugmentSpec,
     "train": TrainSpec,
     "speed": SpeedSpec,
+    "safety": SafetySpec,
 }
 
 
@@ -116,13 +119,16 @@ def from_toml(text: str) -> RunSpec:
 
 
 def differences(old: RunSpec, new: RunSpec) -> list[str]:
-    """The fields in which two runs differ, as `train.epochs: 5 -> 10`; recipe's name, workers, cache do not count."""
+    """The fields in which two runs differ, as `train.epochs: 5 -> 10`.
+
+    The recipe's name, workers, cache and the section safety do not count: they do not change what is computed.
+    """
     rows = []
     for section in SECTIONS:
         a, b = getattr(old, section), getattr(new, section)
         fields = dataclasses.fields(a) if type(a) is type(b) else dataclasses.fields(ForeignSpec)
         for f in fields:
             x, y = getattr(a, f.name), getattr(b, f.name)
-            if x != y and f.name not in ("workers", "cache"):
+            if x != y and section != "safety" and f.name not in ("workers", "cache"):
                 rows.append(f"{section}.{f.name}: {x} -> {y}")
     return rows

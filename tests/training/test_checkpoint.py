@@ -8,13 +8,13 @@ from torch import Tensor
 
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn.network import build
-from skipway.run import Run
 from skipway.spec import RunSpec, TrainSpec
-from skipway.training.checkpoint import Position, load_last, save_last
+from skipway.training.checkpoint import Position, files_of, load_newest
 from skipway.training.engine import Engine
 from skipway.training.loss import make_objective
 from skipway.training.optim import set_lr
 from skipway.training.step import Learner
+from skipway.training.vault import Vault
 
 NETWORK = NetworkSpec(
     stages=(StageSpec(1, 16), StageSpec(1, 24, stride=2)), stem="cifar", stem_width=8, num_classes=3, in_channels=3
@@ -66,13 +66,12 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
 def test_a_cut_run_goes_on_with_the_same_bits(settings, channels_last, tmp_path):
     train = dataclasses.replace(TrainSpec(lr=0.01, batch_size=12, weight_decay=0.01), **settings)
-    run = Run(tmp_path)
     whole = learner(train, seed=0, channels_last=channels_last)
     for number in range(4):
         step(whole, number)
-    save_last(run, Position(1, 1), whole)
+    Vault(tmp_path).write("a", files_of(Position(1, 1), whole), keep=1)
     resumed = learner(train, seed=1, channels_last=channels_last)
-    assert load_last(run, resumed) == Position(1, 1)
+    assert load_newest(tmp_path, resumed) == (Position(1, 1), [])
     for number in range(4, 9):
         assert step(whole, number) == step(resumed, number)
     want, got = held(whole), held(resumed)
@@ -82,14 +81,13 @@ def test_a_cut_run_goes_on_with_the_same_bits(settings, channels_last, tmp_path)
 
 def test_a_run_cut_before_its_first_step_begins_with_its_own_norms(tmp_path):
     train = TrainSpec(lr=0.01, batch_size=12, fixed_norm=True, lookahead=2)
-    run = Run(tmp_path)
     whole = learner(train, seed=0, channels_last=True)
     with torch.no_grad():
         for p in whole.network.parameters():
             p.mul_(2)
-    save_last(run, Position(), whole)
+    Vault(tmp_path).write("a", files_of(Position(), whole), keep=1)
     resumed = learner(train, seed=1, channels_last=True)
-    load_last(run, resumed)
+    load_newest(tmp_path, resumed)
     for number in range(3):
         assert step(whole, number) == step(resumed, number)
 

@@ -9,21 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, make_photos, ours
+from conftest import TINY, make_photos, newest, ours
 from rich.console import Console
 
 import skipway
 from skipway.compose import compose
 from skipway.errors import InputError
 from skipway.run import Run, load_model
-from skipway.training import loop
+from skipway.training import ending, loop
 from skipway.training.loop import Trainer
 from skipway.training.place import claimed
-from skipway.training.progress import StopSignals, View
+from skipway.training.progress import Stops, View
+from skipway.training.vault import Vault
 
 FILES = {
     "spec.toml", "classes.json", "preprocess.json", "metrics.jsonl", "steps.jsonl", "weights.safetensors",
-    "last.safetensors", "curves.png", "mistakes.png", "summary.json", "split.csv", "engine.json",
+    "checkpoints", "curves.png", "mistakes.png", "summary.json", "split.csv", "engine.json",
 }  # fmt: skip
 
 
@@ -173,9 +174,9 @@ def test_stop_in_the_first_epoch_leaves_a_loadable_run(photos, tmp_path, monkeyp
 
 def test_second_signal_ends_at_once_and_handlers_are_restored():
     before = signal.getsignal(signal.SIGINT)
-    with StopSignals() as stop:
+    with Stops() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested
+        assert stop.why
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -202,10 +203,10 @@ def test_without_out_runs_are_numbered_and_unfinished_ones_go_on(photos, monkeyp
 
 def test_finished_run_is_never_overwritten(photos, tmp_path):
     run = run_tiny(photos, tmp_path / "run")
-    before = {p.name: p.read_bytes() for p in run.folder.iterdir()}
+    before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
     console = quiet()
     skipway.train(photos, settings=tiny(epochs=9), out=run.folder, console=console)
-    assert {p.name: p.read_bytes() for p in run.folder.iterdir()} == before
+    assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
     assert isinstance(console.file, io.StringIO)
     assert "is finished with other settings (train.epochs: 2 -> 9;" in " ".join(console.file.getvalue().split())
 
@@ -224,14 +225,14 @@ def test_test_split_is_read_once_at_the_end(tmp_path, monkeypatch):
         return spy
 
     monkeypatch.setattr(loop, "score", spied(loop.score))
-    monkeypatch.setattr(loop, "score_with_tta", spied(loop.score_with_tta))
+    monkeypatch.setattr(ending, "score_with_tta", spied(ending.score_with_tta))
     run_tiny(data, tmp_path / "run")
     assert sizes == [(40, 40), (40, 40), (80, 40)]  # validation twice, then the test, once
 
 
 def test_averaged_weights_are_the_ones_kept(photos, tmp_path):
     run = run_tiny(photos, tmp_path / "run", tiny(epochs=1, ema_decay=0.5))
-    tensors, _ = skipway.run.read_safetensors(run.folder / "last.safetensors")
+    tensors = newest(run.folder)
     kept = weights(run)
     assert all(torch.equal(kept[k], tensors[f"average.{k}"]) for k in kept)
     assert not torch.equal(kept["stem.conv.weight"], tensors["network.stem.conv.weight"])
@@ -290,18 +291,19 @@ def test_loss_gone_bad_stops_with_a_word_and_keeps_the_best(photos, tmp_path, mo
 
 
 def test_disk_full_keeps_what_was_there(photos, tmp_path, monkeypatch):
-    write = Path.write_bytes
+    def full(self, name, files, **options):
+        if (tmp_path / "run" / "metrics.jsonl").read_text():
+            files = {**files, "more": lambda path: (path.write_bytes(b"half"), no_space(path))}
+        write(self, name, files, **options)
 
-    def full(self, data):
-        if self.name == ".last.safetensors.tmp" and (tmp_path / "run" / "metrics.jsonl").exists():
-            write(self, data[: len(data) // 2])
-            raise OSError(28, "No space left on device", str(self))
-        return write(self, data)
+    def no_space(path):
+        raise OSError(28, "No space left on device", str(path))
 
+    write = Vault.write
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(Vault, "write", full)
         run_tiny(photos, tmp_path / "run")
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").rglob(".*"))
     assert run_tiny(photos, tmp_path / "run").finished
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, newest
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -86,7 +86,7 @@ def test_frozen_parts_keep_their_bits_and_the_rest_learns(skipway, colour_file, 
     assert result.code == 0, result.err
     assert "frozen up to stage" in result.out
     start = skipway_start(colour_file)
-    end = tensors("run", "last.safetensors")
+    end = newest("run")
     frozen = ("stem.", "stages.0.") if upto == "stage1" else ("stem.", "stages.")
     for key, value in start.items():
         same = torch.equal(value, end[f"network.{key}"])
@@ -106,7 +106,7 @@ def test_layer_wise_rates_move_early_layers_less(skipway, colour_file):
     for decay in ("1", "0.1"):
         flags = ["--weights", colour_file, "--layer-decay", decay, "--out", f"run{decay}", "--weight-decay", "0"]
         assert skipway("train", "fashion-sample", *SHORT, *flags).code == 0
-        end, start = tensors(f"run{decay}", "last.safetensors"), skipway_start(colour_file)
+        end, start = newest(f"run{decay}"), skipway_start(colour_file)
         far = {
             key: (end[f"network.{key}"] - value).norm() / value.norm()
             for key, value in start.items()
@@ -140,7 +140,7 @@ def test_cut_run_with_frozen_parts_and_rates_goes_on_to_the_same_bits(photos, tm
         part = skipway.train(photos, settings=settings, out=tmp_path / "cut", console=Console(file=io.StringIO()))
     assert steps[0] > 7
     assert part.finished
-    a, b = (tensors(run.folder, "last.safetensors") for run in (whole, part))
+    a, b = (newest(run.folder) for run in (whole, part))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
 

@@ -22,11 +22,13 @@ from skipway.run import Run
 from skipway.speed_spec import SpeedSpec
 from skipway.training import loop
 from skipway.training.assemble import assemble
+from skipway.training.checkpoint import Position
 from skipway.training.engine import choose_engine, engine_of
 from skipway.training.loop import Trainer
 from skipway.training.plan import Plan, make_plan
 from skipway.training.resize import resized, size_at
 from skipway.training.step import Learner, narrower
+from skipway.training.vault import Writer
 
 
 def asked(
@@ -88,15 +90,13 @@ def test_no_micro_batch_is_a_leftover_of_one(photos):
 def test_freezing_for_some_epochs_then_everything_learns(photos, tmp_path, monkeypatch):
     settings = tiny(epochs=3, freeze="backbone", freeze_epochs=1)
     states = []
-    save = loop.save_last
-    monkeypatch.setattr(
-        loop,
-        "save_last",
-        lambda run, position, learner: (
-            states.append({k: v.clone() for k, v in learner.network.state_dict().items()}),
-            save(run, position, learner),
-        ),
-    )
+    files_of = loop.files_of
+
+    def spied(position: Position, learner: Learner) -> dict[str, Writer]:
+        states.append({k: v.clone() for k, v in learner.network.state_dict().items()})
+        return files_of(position, learner)
+
+    monkeypatch.setattr(loop, "files_of", spied)
     whole = skipway.train(str(photos), settings=settings, out=tmp_path / "whole", console=quiet())
     moved = [{k for k in a if not torch.equal(a[k], b[k])} for a, b in pairwise(states)]
     assert moved[0] == {"head.linear.weight", "head.linear.bias"}

@@ -21,10 +21,11 @@ from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.run import Run
 from skipway.spec import RunSpec
 from skipway.train_spec import TRACKERS, TrainSpec
-from skipway.training import loop, trackers
+from skipway.training import trackers
 from skipway.training.loop import Trainer
 from skipway.training.tracker_files import KINDS, flat
 from skipway.training.trackers import need_trackers, open_trackers
+from skipway.training.vault import Vault
 
 NAMES = ("tensorboard", "mlflow", "wandb")
 SPEC = RunSpec(NetworkSpec(stages=(StageSpec(1, 4),)), train=TrainSpec(track=NAMES, lr=0.25))
@@ -346,7 +347,7 @@ def test_training_reports_and_goes_on_after_a_kill_at_any_place(photos, tmp_path
     last = [row["step"] for row in whole.steps() if row["epoch"] == 2][-1]
     assert [step for step, _ in found["val_accuracy"]] == [last // 2, last]
     assert found["best_epoch"] == [(last, whole.summary["best_epoch"])]
-    for number, (holder, name) in enumerate([(Trainer, "_step"), (loop, "save_last"), (trackers.Trackers, "epoch")]):
+    for number, (holder, name) in enumerate([(Trainer, "_step"), (Vault, "write"), (trackers.Trackers, "epoch")]):
         out, own, calls = tmp_path / f"cut{number}", getattr(holder, name), []
 
         def cut(

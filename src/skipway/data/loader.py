@@ -26,11 +26,13 @@ CANDIDATES = 10  # images tried in place of a bad one
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, C, S, S) uint8 or float32, labels (B,) int64 or (B, K) uint8, indices (B,) int64 in the source."""
+    """images (B, C, S, S) uint8 or float32, labels (B,) int64 or (B, K) uint8, indices (B,) int64 in the source;
+    which one of the order's batches it is, from 0."""
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Loader:
             ReadError: a file cannot be read and bad files are to stop.
         """
         replace_bad = self.spec.bad_files == "replace"
-        for indices, images, errors in self.fitted(order, batch_size):
+        for number, (indices, images, errors) in enumerate(self.fitted(order, batch_size)):
             for place, reason in errors.items():
                 self._note(int(indices[place]), reason)
             if errors:
@@ -116,7 +118,7 @@ class Loader:
                         indices[place], images[place] = found
                 images, indices = images[good], indices[good]
             if len(indices):
-                yield Batch(images, self.source.labels[indices], indices)
+                yield Batch(images, self.source.labels[indices], indices, number)
 
     def read(self, index: int) -> Tensor:
         """One fitted image, (C, S, S). Raises ReadError."""

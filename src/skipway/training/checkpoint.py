@@ -1,69 +1,131 @@
-"""last.safetensors: what training needs to go on from the last whole epoch."""
+"""What training needs to go on to the same bits: weights, averages, the optimizer's memory, and where the run stands.
+
+Order, augmentation and dropout are functions of seed, epoch, step and sample, so there is no random state to keep.
+"""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from skipway.errors import InputError
 from skipway.nn.weight_files import read_safetensors
 from skipway.nn.weights import load_state
-from skipway.run import Run, dense_copies
+from skipway.run import dense_copies
+from skipway.training.guard import BadNumbers, bad_weights
 from skipway.training.step import Learner
+from skipway.training.vault import Vault, Writer
 
-NAME = "last.safetensors"
+STATE, POSITION = "state.safetensors", "position.json"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: whole epochs done, and the best epoch so far (0: none), by its task's main score."""
+    """Where training stands.
+
+    Args:
+        epoch: whole epochs done.
+        batches: of the next one that have been used, whether or not they could be learnt from.
+        steps: updates in it.
+        right, seen: of its images.
+        seconds: it took so far.
+        best_epoch: 0 for none, by the task's main score on validation.
+        best_score, best_loss: of it.
+        lr_scale: of all rates, smaller than 1 once the run went back after bad numbers.
+    """
 
     epoch: int = 0
+    batches: int = 0
+    steps: int = 0
+    right: float = 0.0
+    seen: int = 0
+    seconds: float = 0.0
     best_epoch: int = 0
     best_score: float = -1.0
     best_loss: float = 0.0
+    lr_scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Of its checkpoint; later ones sort after earlier ones."""
+        return f"epoch-{self.epoch:05d}-batch-{self.batches:07d}"
+
+    def after(self, score: float, loss: float) -> "Position":
+        """At the end of the epoch, with its scores on validation."""
+        now = Position(
+            self.epoch + 1,
+            best_epoch=self.best_epoch,
+            best_score=self.best_score,
+            best_loss=self.best_loss,
+            lr_scale=self.lr_scale,
+        )
+        if (score, -loss) > (self.best_score, -self.best_loss):
+            return replace(now, best_epoch=now.epoch, best_score=score, best_loss=loss)
+        return now
+
+    def told(self) -> str:
+        """In words."""
+        epochs = f"{self.epoch} whole epoch{'' if self.epoch == 1 else 's'}"
+        return f"{epochs} and {self.batches} batch{'' if self.batches == 1 else 'es'}" if self.batches else epochs
 
 
-def save_last(run: Run, position: Position, learner: Learner) -> None:
-    """Write the state of training."""
-    tensors = _state(learner)
-    if learner.proxy:
-        tensors |= {f"proxy.{k}": v for k, v in _state(learner.proxy).items()}
-    run.write_bytes(NAME, save(dense_copies(tensors), {"position": json.dumps(asdict(position))}))
+def files_of(position: Position, learner: Learner) -> dict[str, Writer]:
+    """The files of a checkpoint. What is in them is copied now, so that training may go on while they are written.
+
+    Raises:
+        BadNumbers: something in it is no finite number.
+    """
+    tensors = dense_copies(state_of(learner))
+    if bad := bad_weights(tensors):
+        raise BadNumbers(f"{bad[0]} ({len(bad)} tensors in all)", "it is in what a checkpoint would hold", ())
+    text = json.dumps(asdict(position), indent=1).encode()
+    return {STATE: lambda path: save_file(tensors, path), POSITION: lambda path: path.write_bytes(text)}
 
 
-def _state(learner: Learner) -> dict[str, Tensor]:
+def state_of(learner: Learner) -> dict[str, Tensor]:
+    """Every tensor that an update changes, by name."""
     tensors = {f"network.{k}": v for k, v in learner.network.state_dict().items()}
     if learner.average:
         tensors |= {f"average.{k}": v for k, v in learner.average.network.state_dict().items()}
     for index, state in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+    if learner.proxy:
+        tensors |= {f"proxy.{k}": v for k, v in state_of(learner.proxy).items()}
     return tensors
 
 
-def load_last(run: Run, learner: Learner) -> Position:
-    """Put the state of training back into its parts.
+def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]]:
+    """Put the newest whole checkpoint back into a learner.
+
+    Returns:
+        Where the run stood, and a sentence for each damaged checkpoint that was passed over.
 
     Raises:
-        InputError: the file is missing, damaged, or another network's.
+        InputError: none is whole, or it is another network's.
     """
-    path = run.folder / NAME
-    tensors, metadata = read_safetensors(path)
-
-    _restore(learner, tensors, str(path))
-    if learner.proxy:
-        _restore(learner.proxy, _part(tensors, "proxy."), str(path))
+    vault = Vault(run_folder)
+    found = vault.find()
+    if found.folder is None:
+        raise InputError(
+            f"no checkpoint in {vault.folder} is whole: {'; '.join(found.damaged) or 'there is none'}. Nothing was "
+            "changed: bring one back, or choose another --out to start afresh"
+        )
+    path = found.folder / STATE
+    restore(learner, read_safetensors(path)[0], str(path))
     try:
-        return Position(**json.loads(metadata["position"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error!r}") from error
+        position = Position(**json.loads((found.folder / POSITION).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{found.folder / POSITION} is damaged: {error!r}") from error
+    return position, [f"warning: passed over a damaged checkpoint: {what}" for what in found.damaged]
 
 
-def _restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:
+def restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:
+    """Put tensors of `state_of` back. Raises InputError where they are another network's."""
     load_state(learner.network, _part(tensors, "network."), path)
     if learner.average:
         load_state(learner.average.network, _part(tensors, "average."), path)
@@ -74,6 +136,8 @@ def _restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None
     learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
     for parameter, held in learner.optimizer.state.items():  # sums over another memory layout have other bits
         held |= {k: torch.empty_like(parameter).copy_(v) for k, v in held.items() if v.shape == parameter.shape != ()}
+    if learner.proxy:
+        restore(learner.proxy, _part(tensors, "proxy."), path)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

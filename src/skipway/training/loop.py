@@ -2,42 +2,43 @@
 
     plan -> run folder -> epochs of (steps, validation, checkpoint) -> best weights -> test, pictures, summary
 
-Best is chosen on validation; the test split is touched once, at the end.
+Best is chosen on validation; the test split is touched once, at the end. A run that was cut off anywhere goes on from
+its newest checkpoint, in the middle of an epoch too, to the same bits.
 """
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from skipway.data.loader import Batch
 from skipway.data.sampler import make_sampler
 from skipway.data.source import is_multilabel
 from skipway.data.split import write_split
-from skipway.errors import InputError, ReadError, for_example
+from skipway.errors import InputError, for_example
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
-from skipway.evaluation.pictures import curves, mistakes
-from skipway.evaluation.task import ManyLabels, OneLabel, Task, score, score_with_tta
+from skipway.evaluation.task import ManyLabels, OneLabel, Task, score
 from skipway.run import Run
+from skipway.training import ending
 from skipway.training.assemble import assemble
-from skipway.training.checkpoint import Position, load_last, save_last
+from skipway.training.checkpoint import Position, files_of, load_newest
 from skipway.training.facts import bad_files_note
+from skipway.training.guard import BadNumbers, Guard, is_out_of_memory
 from skipway.training.plan import Plan
-from skipway.training.progress import StopRequested, StopSignals, View
+from skipway.training.progress import StopRequested, Stops, View
+from skipway.training.records import Records, begin
+from skipway.training.recovery import WentBack, gone_bad, out_of_memory, stopped_by_numbers
+from skipway.training.saver import Saver
 from skipway.training.step import Update
-from skipway.training.summary import check_same_data, circumstances, outcome, progress
+from skipway.training.summary import check_same_data
 from skipway.training.trackers import need_trackers, open_trackers
-
-VAL_BATCH = 256
+from skipway.training.vault import Vault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +81,26 @@ class Trainer:
         if is_multilabel(plan.source):
             self.task = ManyLabels((0.5,) * num_classes)  # until the end, when validation chooses
         self.sampler = make_sampler(plan.splits.train, labels, spec.train.sampler, seed=spec.train.seed)
-        self.position = Position()
+        self.position, self.vault, self.saver, self.skipped = Position(), Vault(folder), Saver(), 0
+        if plan.device.type == "cpu" or spec.safety.bad_numbers != "stop":  # which waits for the device at each step
+            self.learner.guard = Guard(self.learner.network)
         if resume:
             self.run = Run.open(folder)
             check_same_data(self.run, plan)
-            self.position = load_last(self.run, self.learner)
-            self._forget_after(self.position)
+            self.position, passed_over = load_newest(folder, self.learner)
+            self.learner.lr_scale = self.position.lr_scale
+            self.run.write_spec(spec)  # some of it may have changed
+            self.notes += passed_over
         else:
             self.run = Run.create(folder, spec, plan.source.classes, self.preprocess)
             self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
             if isinstance(self.task, ManyLabels):
                 self.run.write_thresholds(self.task.thresholds)
             self.run.write_text("engine.json", self.learner.engine.to_json())
-            self._summarise("running", {})
-            save_last(self.run, self.position, self.learner)
+            ending.summarise(self, "running")
+            self.vault.write(self.position.name, files_of(self.position, self.learner), keep=1)
+        self.records = begin(self.run, self.position, plan.steps_per_epoch)
+        self.saved_at = self.began_at = time.monotonic()
         self.trackers, failed = open_trackers(spec.train.track, self.run, resume=resume)
         self.notes += failed
 
@@ -103,8 +110,8 @@ class Trainer:
         parameters = sum(p.numel() for p in self.learner.network.parameters())
         title = f"{spec.network.name} ({parameters:,} parameters) on {spec.data.path} -> {self.run.folder}"
         notes = self.notes + bad_files_note(self.loader.bad, spec.data.bad_files)
-        if self.position.epoch:
-            notes.append(f"going on after epoch {self.position.epoch}")
+        if self.position != Position():
+            notes.append(f"going on after {self.position.told()}")
         view = View(
             title,
             epochs=spec.train.epochs,
@@ -115,172 +122,130 @@ class Trainer:
             task=self.task,
         )
         told = set(self.loader.bad)
-        with contextlib.closing(self.trackers), StopSignals() as stop:
+        with contextlib.closing(self.trackers), contextlib.closing(self.saver), Stops(spec.safety.max_minutes) as stop:
             try:
                 with view:
-                    for epoch in range(self.position.epoch + 1, spec.train.epochs + 1):
-                        self._epoch(epoch, view, stop)
+                    while self.position.epoch < spec.train.epochs:
+                        try:
+                            self._epoch(self.position.epoch + 1, view, stop)
+                        except WentBack:
+                            continue
                         new = {name: why for name, why in self.loader.bad.items() if name not in told}
                         told |= set(new)
                         for note in bad_files_note(new, spec.data.bad_files):
                             view.say(f"  {note}", style="yellow")
                         if self.hooks.on_epoch:
+                            self.saver.wait()
                             self.hooks.on_epoch(self.run.metrics()[-1])
-            except StopRequested:
-                self._stop(view)
-                return self.run
-            self._finish(view)
+                self.saver.wait()
+                ending.finish(self, view, stop)
+            except StopRequested as request:
+                self._save_within()
+                self.saver.wait()
+                ending.stopped(self, view, str(request))
         return self.run
 
-    def _epoch(self, epoch: int, view: View, stop: StopSignals) -> None:
-        """One epoch: steps, validation, files."""
-        view.start_epoch(epoch)
-        started = time.perf_counter()
-        losses, lrs, right, seen = self._steps(epoch, view, stop)
-        step_losses = torch.stack(losses).tolist()  # which waits for the device
-        seconds = time.perf_counter() - started
-        batches = self.loader.batches(self.plan.splits.val, VAL_BATCH)
-        bf16 = self.spec.train.precision == "bf16"
-        scores = score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16)
+    def _epoch(self, epoch: int, view: View, stop: Stops) -> None:
+        """One epoch, or what is left of it: steps, validation, files."""
+        view.start_epoch(epoch, done=self.records.batches)
+        self.began_at = time.monotonic()
+        self._steps(epoch, view, stop)
+        records = self.records
+        records.write()  # which waits for the device
+        trained = records.seconds + time.monotonic() - self.began_at
+        if not records.rows:
+            raise InputError(f"none of the training images can be read{for_example(self.train_loader.bad)}")
+        scores = self._validate(stop)
         row = {
             "epoch": epoch,
-            "train_loss": sum(step_losses) / len(step_losses),
-            f"train_{self.task.train_name}": right.item() / seen,
+            "train_loss": sum(records.losses) / records.steps,
+            f"train_{self.task.train_name}": float(records.right) / records.seen,
             "val_loss": scores.loss,
             f"val_{self.task.name}": scores.main,
-            "lr": lrs[-1],
-            "images_per_s": round(seen / seconds, 1),
-            "time_s": round(time.perf_counter() - started, 3),
+            "lr": records.rows[-1]["lr"],
+            "images_per_s": round(records.seen / trained, 1),
+            "time_s": round(records.seconds + time.monotonic() - self.began_at, 3),
         }
-        if not all(math.isfinite(loss) for loss in (*step_losses, scores.loss)):
-            kept = f"; {self.run.folder} keeps the best weights until then" if self.position.best_epoch else ""
-            raise InputError(
-                f"the loss is no longer a finite number in epoch {epoch}{kept}. "
-                "Try a lower --lr, --grad-clip 1, or --precision fp32, with another --out"
-            )
-        old = self.position
-        is_best = (scores.main, -scores.loss) > (old.best_score, -old.best_loss)
-        best = (epoch, scores.main, scores.loss) if is_best else (old.best_epoch, old.best_score, old.best_loss)
-        self.position = Position(epoch, *best)
-        first = (epoch - 1) * self.plan.steps_per_epoch
-        rows = [
-            {"epoch": epoch, "step": first + i, "loss": loss, "lr": lr}
-            for i, (loss, lr) in enumerate(zip(step_losses, lrs, strict=True), 1)
-        ]
-        self.run.append_lines("steps.jsonl", rows)
+        self._check_finite([scores.loss])
+        self.position = self.position.after(scores.main, scores.loss)
+        is_best = self.position.best_epoch == epoch
         self.run.append_lines("metrics.jsonl", [row])
-        if is_best:
-            self.run.save_weights(
-                self.learner.kept.state_dict(), {"epoch": epoch, f"val_{self.task.name}": scores.main}
-            )
-        save_last(self.run, self.position, self.learner)
-        for note in self.trackers.epoch(rows, row):
+        self._save(self.position, best={"epoch": epoch, f"val_{self.task.name}": scores.main} if is_best else None)
+        for note in self.trackers.epoch(records.rows, row):
             view.say(f"  {note}", style="yellow")
         view.end_epoch(row, self.position.best_score, is_best=is_best)
+        self.records = Records(self.run, epoch * self.plan.steps_per_epoch, epoch + 1)
 
-    def _steps(self, epoch: int, view: View, stop: StopSignals) -> tuple[list[Tensor], list[float], Tensor, int]:
-        """All steps of an epoch: their losses, their rates, and how many of the images seen were right."""
-        batch_size, per_epoch = self.spec.train.batch_size, self.plan.steps_per_epoch
-        order = self.sampler.epoch(epoch)
-        losses: list[Tensor] = []
-        lrs: list[float] = []
-        right, seen = torch.zeros((), device=self.device), 0
-        started = time.perf_counter()
-        for batch in self.train_loader.batches(order[: per_epoch * batch_size], batch_size):
+    def _steps(self, epoch: int, view: View, stop: Stops) -> None:
+        """The steps that are left of an epoch."""
+        batch_size, per_epoch, records = self.spec.train.batch_size, self.plan.steps_per_epoch, self.records
+        first = records.batches
+        left = self.sampler.epoch(epoch)[first * batch_size : per_epoch * batch_size]
+        started, before = time.perf_counter(), records.seen
+        for batch in self.train_loader.batches(left, batch_size) if len(left) else ():
             stop.check()
-            if len(batch.labels) == 1 < batch_size:
-                continue  # all the others could not be read, and batch norm needs two
-            made = self._step(batch, epoch, (epoch - 1) * per_epoch + len(losses))
-            losses.append(made.loss)
-            lrs.append(made.lr)
-            right = right + made.right
-            seen += made.seen
-            view.step(made.loss, seen / (time.perf_counter() - started))
+            self.saver.check()
+            if not (len(batch.labels) == 1 < batch_size):  # else the others could not be read; batch norm needs two
+                self._one(batch, view)
+                view.step(records.last_loss, (records.seen - before) / (time.perf_counter() - started))
+            records.batches = first + batch.number + 1
+            if records.batches < per_epoch and self._is_due():
+                self._save_within()
         stop.check()
-        if not losses:
-            raise InputError(f"none of the training images can be read{for_example(self.train_loader.bad)}")
-        return losses, lrs, right, seen
+
+    def _one(self, batch: Batch, view: View) -> None:
+        """One update, or what becomes of it where it goes wrong. Raises WentBack, InputError."""
+        records = self.records
+        try:
+            records.add(self._step(batch, records.epoch, records.first_step + records.steps))
+            self.skipped = 0
+        except BadNumbers as bad:
+            gone_bad(self, bad, batch, view)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory(self, error, view)
 
     def _step(self, batch: Batch, epoch: int, step: int) -> Update:
         return self.learner.update(batch, epoch, step, augment=self.augment, preprocess=self.preprocess)
 
-    def _forget_after(self, position: Position) -> None:
-        """Drop records of an epoch that did not reach its checkpoint."""
-        for name, rows in (("metrics.jsonl", self.run.metrics()), ("steps.jsonl", self.run.steps())):
-            self.run.write_lines(name, [row for row in rows if row["epoch"] <= position.epoch])
+    def _validate(self, stop: Stops) -> Scores | LabelScores:
+        """In the precision of training."""
+        batches = stop.watch(self.loader.batches(self.plan.splits.val, ending.VAL_BATCH))
+        bf16 = self.spec.train.precision == "bf16"
+        return score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16)
 
-    def _stop(self, view: View) -> None:
-        """Leave a loadable run behind."""
-        if not self.position.best_epoch:
-            self.run.save_weights(self.learner.kept.state_dict(), {"epoch": 0, f"val_{self.task.name}": None})
-        self._draw_curves()
-        self._summarise("stopped", {})
-        self._end_trackers(view)
-        done = f"{self.position.epoch} whole epoch{'' if self.position.epoch == 1 else 's'}"
-        view.say(f"stopped after {done} of {self.run.folder}; the same command goes on from there", style="yellow")
+    def _is_due(self) -> bool:
+        """Whether a checkpoint within the epoch is due."""
+        safety = self.spec.safety
+        if safety.save_steps and self.records.batches % safety.save_steps == 0:
+            return True
+        return 0 < safety.save_minutes * 60 <= time.monotonic() - self.saved_at
 
-    def _finish(self, view: View) -> None:
-        """Thresholds where there are any; the test, once, with the best weights; pictures; summary."""
-        best = self.learner.engine.place(self.run.network(trust_code=True))
-        splits, source = self.plan.splits, self.plan.source
-        if isinstance(self.task, ManyLabels):
-            val = self._score(best, splits.val)
-            assert isinstance(val, LabelScores)
-            self.task = ManyLabels(val.best_thresholds())
-            self.run.write_thresholds(self.task.thresholds)
-        test = averaged = None
-        if splits.test is not None and self.hooks.score_test:
-            try:
-                batches, tta = self.loader.batches(splits.test, VAL_BATCH), self.spec.train.tta
-                test, averaged = score_with_tta(best, batches, self.preprocess, task=self.task, tta=tta)
-            except ReadError:
-                raise  # bad files are to stop the run
-            except InputError as error:
-                view.say(f"test split: {error}; test {self.task.title} is null")
-        shown = test or self._score(best, splits.val)
-        self._draw_curves()
-        title = f"{'test' if test else 'validation'} split of {self.spec.data.path}"
-        self.run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, title))
-        scores = {"scores": {"split": "test" if test else "val", **shown.report(source.classes)}}
-        self._summarise("finished", outcome(test, self.task, averaged) | scores)
-        self._end_trackers(view)
-        best_score = f"validation {self.task.title} {self.position.best_score:.2%}"
-        view.say(f"best epoch {self.position.best_epoch}: {best_score}")
-        if not self.hooks.score_test:
-            view.say("the test split was left alone")
-        elif splits.test is None:
-            view.say(f"no test split: test {self.task.title} is null")
-        elif test:
-            view.say(f"test {self.task.title} {test.main:.2%}", style="bold")
-        if averaged:
-            view.say(f"  with test-time augmentation ({self.spec.train.tta}): {averaged.main:.2%}")
-        view.say(f"run folder {self.run.folder}")
-        view.say(f"pictures   {self.run.folder / 'curves.png'}  {self.run.folder / 'mistakes.png'}")
+    def _save_within(self) -> None:
+        """A checkpoint of where the epoch stands, if it has begun."""
+        if self.records.batches:
+            self.records.write()
+            self._check_finite()
+            self._save(self.records.position(self.position, seconds=time.monotonic() - self.began_at))
 
-    def _score(self, network: nn.Module, indices: Tensor) -> Scores | LabelScores:
-        """In fp32, as `evaluate` and the predictor compute."""
-        return score(network, self.loader.batches(indices, VAL_BATCH), self.preprocess, task=self.task)
+    def _save(self, position: Position, *, best: dict[str, Any] | None = None) -> None:
+        """Copy everything, then write it beside what comes next: the best weights first, where these are."""
+        try:
+            files, keep = files_of(position, self.learner), self.spec.safety.keep_checkpoints
+        except BadNumbers as bad:
+            raise stopped_by_numbers(self, f"{bad}; it is not saved") from bad
+        weights = self.run.weights_of(self.learner.kept.state_dict(), best) if best else None
 
-    def _end_trackers(self, view: View) -> None:
-        for note in self.trackers.finish(self.run.summary):
-            view.say(f"  {note}", style="yellow")
+        def write() -> None:
+            if weights:
+                self.run.write_weights(*weights)
+            self.vault.write(position.name, files, keep=keep)
 
-    def _draw_curves(self) -> None:
-        metrics = self.run.metrics()
-        if metrics:
-            title = f"{self.spec.network.name} on {self.spec.data.path}"
-            self.run.write_bytes("curves.png", curves(metrics, self.run.steps(), title, self.task))
+        self.saver.put(write)
+        self.saved_at = time.monotonic()
 
-    def _summarise(self, status: str, facts: Mapping[str, Any]) -> None:
-        summary = {
-            "status": status,
-            **progress(self.position, self.task),
-            **outcome(None, self.task),
-            **facts,
-            "num_parameters": sum(p.numel() for p in self.learner.network.parameters()),
-            "time_s": round(sum(row["time_s"] for row in self.run.metrics()), 1),
-            "bad_files": self.loader.bad,
-            "chosen": self.notes,
-            **circumstances(self.plan),
-        }
-        self.run.write_text("summary.json", json.dumps(summary, indent=1, allow_nan=False))
+    def _check_finite(self, more: Iterable[float] = ()) -> None:
+        """Refuse to go on with losses that are none (on an accelerator they are seen late). Raises InputError."""
+        if not all(math.isfinite(loss) for loss in (*self.records.losses, *more)):
+            raise stopped_by_numbers(self, f"the loss is no longer a finite number in epoch {self.records.epoch}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from skipway.errors import InputError
 from skipway.run import LOCK, Run
 from skipway.spec import RunSpec, differences
-from skipway.training.checkpoint import NAME
+from skipway.training.vault import Vault
 
 try:
     import fcntl
@@ -19,16 +19,25 @@ except ImportError:  # Windows
     fcntl = None
 
 BASE = Path("runs")
+MAY_CHANGE = ("train.epochs", "train.device", "train.track")  # in a run that goes on in the folder that was named
 ROOM = 64 << 20  # bytes that must be free before a run starts
 
 
 @dataclass(frozen=True)
 class Place:
-    """A run folder, and what is in it: nothing yet, a run to go on with, or a finished one, with which settings."""
+    """A run folder, and what is in it: nothing yet, a run to go on with, or a finished one, with which settings.
+
+    Args:
+        folder: where.
+        resume: whether it holds a run to go on with.
+        finished: what to say of a finished one.
+        changed: the settings with which it goes on that are not those it began with.
+    """
 
     folder: Path
     resume: bool = False
     finished: str = ""
+    changed: tuple[str, ...] = ()
 
 
 def find_place(spec: RunSpec, out: Path | None) -> Place:
@@ -43,7 +52,7 @@ def find_place(spec: RunSpec, out: Path | None) -> Place:
     """
     if out is None:
         run = unfinished(BASE, spec)
-        if run and (run.folder / NAME).is_file():
+        if run and Vault(run.folder).names():
             return Place(run.folder, resume=True)
         folder = next_folder(BASE, spec.data.path, spec.network.name)
     elif (out / "spec.toml").is_file():
@@ -89,10 +98,15 @@ def _existing(run: Run, spec: RunSpec) -> Place:
     shown = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
     if run.finished:
         return Place(run.folder, finished=f" with other settings ({shown})" if changed else " with these settings")
-    if changed:
-        raise InputError(f"{run.folder} holds an unfinished run with other settings ({shown}); choose another --out")
-    if (run.folder / NAME).is_file():
-        return Place(run.folder, resume=True)
+    fixed = [row for row in changed if row.partition(":")[0] not in MAY_CHANGE]
+    if fixed:
+        may = ", ".join(name.partition(".")[2] for name in MAY_CHANGE)
+        raise InputError(
+            f"{run.folder} holds an unfinished run with other settings ({shown}); choose another --out. "
+            f"It can go on with other {may}, workers, cache and safety settings alone"
+        )
+    if Vault(run.folder).names():
+        return Place(run.folder, resume=True, changed=tuple(changed))
     return Place(run.folder)
 
 

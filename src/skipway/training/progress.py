@@ -1,11 +1,12 @@
 """What a person sees while a network trains: bars, speed, time left, loss, the best so far."""
 
+import math
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,18 +73,21 @@ class View:
         """A line that stays."""
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def start_epoch(self, epoch: int) -> None:
-        """An epoch begins (counted from 1)."""
+    def start_epoch(self, epoch: int, *, done: int = 0) -> None:
+        """An epoch begins (counted from 1), or goes on after so many of its steps."""
         self._bars.reset(self._epoch, total=self.steps, description=f"epoch {epoch}/{self.epochs}", info="")
+        self._bars.advance(self._run, done)
+        self._bars.advance(self._epoch, done)
 
-    def step(self, loss: Tensor, images_per_s: float) -> None:
+    def step(self, loss: Tensor | None, images_per_s: float) -> None:
         """A step is done. The loss is fetched from the device four times a second at most."""
         self._bars.advance(self._run)
         self._bars.advance(self._epoch)
         now = time.monotonic()
         if not self._bars.disable and now - self._shown > 0.25:
             self._shown = now
-            self._bars.update(self._epoch, info=f"loss {loss.item():.3f}  {images_per_s:,.0f} images/s")
+            shown = "" if loss is None else f"loss {loss.item():.3f}  "
+            self._bars.update(self._epoch, info=f"{shown}{images_per_s:,.0f} images/s")
 
     def end_epoch(self, row: dict[str, Any], best_score: float, *, is_best: bool) -> None:
         """An epoch is done; `row` as in metrics.jsonl."""
@@ -97,19 +101,31 @@ class View:
 
 
 class StopRequested(Exception):
-    """Raised between two steps after Ctrl-C or SIGTERM."""
+    """Raised between two batches after a signal, or when the time is up; says which."""
 
 
-class StopSignals:
-    """While open, the first SIGINT or SIGTERM asks for a stop between two steps; a second one ends at once."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # Ctrl-C; what ends a process; what SLURM is asked to send before its limit
+T = TypeVar("T")
 
-    def __init__(self) -> None:
-        self.requested = False
+
+class Stops:
+    """While open, the first signal asks for a stop between two batches, and so does the clock.
+
+    A second signal ends at once.
+
+    Args:
+        max_minutes: from now on; 0: no limit.
+    """
+
+    def __init__(self, max_minutes: float = 0.0) -> None:
+        self.why = ""
+        self._until = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+        self._limit = f"--max-minutes {max_minutes:g}"
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopSignals":
+    def __enter__(self) -> "Stops":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -118,11 +134,19 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.requested:
+        if self.why:
             raise KeyboardInterrupt
-        self.requested = True
+        self.why = signal.Signals(number).name
 
     def check(self) -> None:
         """Raise StopRequested if a stop was asked for."""
-        if self.requested:
-            raise StopRequested
+        if not self.why and time.monotonic() >= self._until:
+            self.why = self._limit
+        if self.why:
+            raise StopRequested(self.why)
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, until a stop is asked for. Raises StopRequested."""
+        for batch in batches:
+            self.check()
+            yield batch

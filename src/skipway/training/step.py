@@ -15,6 +15,7 @@ from skipway.nn.network import build
 from skipway.spec import RunSpec
 from skipway.training.engine import Engine
 from skipway.training.finetune import freeze
+from skipway.training.guard import Guard
 from skipway.training.loss import Objective
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.resize import resized, size_at
@@ -45,6 +46,8 @@ class Learner:
         network, optimizer, average: what a checkpoint holds.
         proxy: a small network beside it that says which images are hard.
         frozen: the parts that do not learn.
+        lr_scale: of all rates, once a run went back after bad numbers.
+        guard: looks at each update before it is made; None: whatever comes.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Learner:
         self.total_steps = spec.train.epochs * steps_per_epoch
         warmup = round(spec.train.warmup_epochs * steps_per_epoch)
         self.factor = schedule(spec.train, self.total_steps, warmup)
+        self.lr_scale = 1.0
+        self.guard: Guard | None = None
 
     @property
     def kept(self) -> nn.Module:
@@ -92,14 +97,18 @@ class Learner:
         return self.learn(inputs, targets, step)
 
     def learn(self, inputs: Tensor, targets: Tensor, step: int) -> Update:
-        """One update on inputs (B, C, S, S), normalised, and targets (B,) or (B, K)."""
+        """One update on inputs (B, C, S, S), normalised, and targets (B,) or (B, K). Raises BadNumbers."""
         train = self.spec.train
         randomness.seed_network(seed=train.seed, step=step)
         self._set_modes(step)
-        lr = train.lr * self.factor(step)
+        lr = train.lr * self.factor(step) * self.lr_scale
         set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.guard:
+            self.guard.before()
         loss, right, logits = self._backward(inputs, targets)
+        if self.guard:
+            self.guard.check(loss, inputs, targets, self.objective, self._computed)
         if train.grad_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip, foreach=True)
         self.optimizer.step()
@@ -133,14 +142,24 @@ class Learner:
         parts = zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)  # none is a leftover of one
         losses, rights, outputs = [], [], []
         for x, y in parts:
-            with self.engine.computing():
-                logits = self.forward(x)
+            logits = self._computed(x)
             loss = self.objective.loss(logits, y) * (len(x) / len(inputs))
             loss.backward()
             losses.append(loss.detach())
             outputs.append(logits.detach())
             rights.append(self.objective.right(outputs[-1], y))
         return torch.stack(losses).sum(), torch.stack(rights).sum(), torch.cat(outputs)
+
+    def use(self, engine: Engine) -> None:
+        """Compute in another way from now on, on the same device."""
+        self.engine, self.forward = engine, engine.forward(self.network)
+        if self.proxy:
+            self.proxy.use(engine)
+
+    def _computed(self, inputs: Tensor) -> Tensor:
+        """The network's logits, as in training."""
+        with self.engine.computing():
+            return self.forward(inputs)
 
     def _rest(self, resting: bool) -> None:
         """Whether what is frozen goes without gradients."""

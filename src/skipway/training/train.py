@@ -66,8 +66,38 @@ def train(
         return Run.open(place.folder)
     with claimed(place.folder):
         trainer = Trainer(plan, place.folder, console, resume=place.resume, hooks=hooks)
+        trainer.notes += [f"changed since the run began: {row}" for row in place.changed]
         del plan  # and with it the weights that were given
         return trainer.fit()
+
+
+def resume(
+    run: str | Path | Run,
+    *,
+    settings: Settings | None = None,
+    console: Console | None = None,
+    trust_code: bool = False,
+) -> Run:
+    """Go on with an unfinished run.
+
+    Args:
+        run: its folder.
+        settings: what is to change: train.epochs, train.device, train.track, data.workers, data.cache, and the section
+            safety. Everything else stays as it began.
+        console: where to show progress.
+        trust_code: run a python: network that was not named here.
+
+    Returns:
+        The run; a finished one as it is.
+
+    Raises:
+        InputError: no run, no whole checkpoint, other data, or a setting that may not change; nothing was changed.
+
+    Example:
+        >>> skipway.resume("runs/photos-resnet18-1", settings={"train": {"epochs": 30}})  # doctest: +SKIP
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    return train(run.spec, settings=settings, out=run.folder, console=console, trust_code=trust_code)
 
 
 def _plan(asked: RunSpec, out: Path | None) -> Plan:

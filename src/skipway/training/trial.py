@@ -13,7 +13,7 @@ from rich.console import Console
 from skipway.errors import InputError
 from skipway.run import Run
 from skipway.training.loop import Hooks
-from skipway.training.progress import StopRequested, StopSignals
+from skipway.training.progress import StopRequested, Stops
 from skipway.training.study import Claimed, Order, claim, last_of_each, opened, put_back, settle
 from skipway.training.train import train
 
@@ -30,16 +30,16 @@ class Voice:
 
 def work(order: Order, voice: Voice) -> bool:
     """Do trials until there are as many as were asked for. Returns whether it was stopped before."""
-    with opened(order) as study, StopSignals() as stop:
+    with opened(order) as study, Stops() as stop:
         try:
-            while not stop.requested and (claimed := claim(study, order)) is not None:
+            while not stop.why and (claimed := claim(study, order)) is not None:
                 if _known(study, order, claimed):
                     continue
                 if not _try(study, order, claimed, voice):
                     return True
         except KeyboardInterrupt:
             return True
-        return stop.requested
+        return bool(stop.why)
 
 
 def _known(study: Any, order: Order, claimed: Claimed) -> bool:

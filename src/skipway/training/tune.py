@@ -26,7 +26,7 @@ from skipway.training.asked import asked_spec
 from skipway.training.facts import data_facts
 from skipway.training.place import BASE, find_place, run_stem
 from skipway.training.plan import make_plan
-from skipway.training.progress import StopSignals
+from skipway.training.progress import Stops
 from skipway.training.search import Searched, parse, usual
 from skipway.training.study import Order, last_of_each, opened, optuna
 from skipway.training.trial import STATES, Voice, work
@@ -172,17 +172,17 @@ def _crew(order: Order, jobs: int) -> bool:
         made.start()
         return made
 
-    with StopSignals() as stop:
+    with Stops() as stop:
         crew, spare, told = [start(number) for number in range(jobs)], 2 * jobs + 2, False
         try:
             while any(member.is_alive() for member in crew):
                 time.sleep(0.1)
-                if stop.requested and not told:
+                if stop.why and not told:
                     told = True
                     for member in crew:
                         member.terminate()
                 for number, member in enumerate(crew):
-                    if member.exitcode not in (None, 0, 75) and not stop.requested and spare:
+                    if member.exitcode not in (None, 0, 75) and not stop.why and spare:
                         crew[number], spare = start(number), spare - 1
         finally:
             for member in crew:
@@ -190,7 +190,7 @@ def _crew(order: Order, jobs: int) -> bool:
                 member.join()
         if not spare:
             raise InputError("the processes of the search died again and again; out of memory? Try fewer --jobs")
-    return stop.requested
+    return bool(stop.why)
 
 
 def _member(order: Order, threads: int, number: int) -> None:

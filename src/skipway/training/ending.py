@@ -1,0 +1,120 @@
+"""How a run ends: with its test, pictures and summary, or stopped, to go on later."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from skipway.errors import InputError, ReadError
+from skipway.evaluation.labels import LabelScores
+from skipway.evaluation.metrics import Scores
+from skipway.evaluation.pictures import curves, mistakes
+from skipway.evaluation.task import ManyLabels, score_with_tta
+from skipway.training.progress import Stops, View
+from skipway.training.summary import circumstances, outcome, progress
+
+if TYPE_CHECKING:
+    from skipway.training.loop import Trainer
+
+VAL_BATCH = 256  # images at a time in evaluation
+
+
+def finish(trainer: "Trainer", view: View, stop: Stops) -> None:
+    """Thresholds where there are any; the test, once, with the best weights; pictures; summary.
+
+    Raises:
+        StopRequested: a stop was asked for; the same command comes here again.
+    """
+    run, splits, source = trainer.run, trainer.plan.splits, trainer.plan.source
+    best = trainer.learner.engine.place(run.network(trust_code=True))
+    if isinstance(trainer.task, ManyLabels):
+        val, _ = _scored(trainer, best, splits.val, stop)
+        assert isinstance(val, LabelScores)
+        trainer.task = ManyLabels(val.best_thresholds())
+        run.write_thresholds(trainer.task.thresholds)
+    test = averaged = None
+    if splits.test is not None and trainer.hooks.score_test:
+        try:
+            test, averaged = _scored(trainer, best, splits.test, stop, tta=trainer.spec.train.tta)
+        except ReadError:
+            raise  # bad files are to stop the run
+        except InputError as error:
+            view.say(f"test split: {error}; test {trainer.task.title} is null")
+    shown = test or _scored(trainer, best, splits.val, stop)[0]
+    draw_curves(trainer)
+    title = f"{'test' if test else 'validation'} split of {trainer.spec.data.path}"
+    run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, title))
+    scores = {"scores": {"split": "test" if test else "val", **shown.report(source.classes)}}
+    summarise(trainer, "finished", outcome(test, trainer.task, averaged) | scores)
+    _end_trackers(trainer, view)
+    _tell(trainer, view, test, averaged)
+
+
+def _tell(
+    trainer: "Trainer", view: View, test: Scores | LabelScores | None, averaged: Scores | LabelScores | None
+) -> None:
+    """The last words."""
+    folder, title, position = trainer.run.folder, trainer.task.title, trainer.position
+    view.say(f"best epoch {position.best_epoch}: validation {title} {position.best_score:.2%}")
+    if not trainer.hooks.score_test:
+        view.say("the test split was left alone")
+    elif trainer.plan.splits.test is None:
+        view.say(f"no test split: test {title} is null")
+    elif test:
+        view.say(f"test {title} {test.main:.2%}", style="bold")
+    if averaged:
+        view.say(f"  with test-time augmentation ({trainer.spec.train.tta}): {averaged.main:.2%}")
+    view.say(f"run folder {folder}")
+    view.say(f"pictures   {folder / 'curves.png'}  {folder / 'mistakes.png'}")
+
+
+def stopped(trainer: "Trainer", view: View, why: str) -> None:
+    """Leave a loadable run behind."""
+    if not trainer.position.best_epoch:
+        facts = {"epoch": 0, f"val_{trainer.task.name}": None}
+        trainer.run.write_weights(*trainer.run.weights_of(trainer.learner.kept.state_dict(), facts))
+    draw_curves(trainer)
+    summarise(trainer, "stopped")
+    _end_trackers(trainer, view)
+    records = trainer.records
+    at = records.position(trainer.position, seconds=0).told() if records.batches else trainer.position.told()
+    reason = f" ({why})" if why else ""
+    view.say(f"stopped{reason} after {at} of {trainer.run.folder}; the same command goes on from there", style="yellow")
+
+
+def draw_curves(trainer: "Trainer") -> None:
+    """curves.png, once there is an epoch to draw."""
+    metrics = trainer.run.metrics()
+    if metrics:
+        title = f"{trainer.spec.network.name} on {trainer.spec.data.path}"
+        trainer.run.write_bytes("curves.png", curves(metrics, trainer.run.steps(), title, trainer.task))
+
+
+def summarise(trainer: "Trainer", status: str, facts: Mapping[str, Any] | None = None) -> None:
+    """summary.json."""
+    summary = {
+        "status": status,
+        **progress(trainer.position, trainer.task),
+        **outcome(None, trainer.task),
+        **(facts or {}),
+        "num_parameters": sum(p.numel() for p in trainer.learner.network.parameters()),
+        "time_s": round(sum(row["time_s"] for row in trainer.run.metrics()), 1),
+        "bad_files": trainer.loader.bad,
+        "chosen": trainer.notes,
+        **circumstances(trainer.plan),
+    }
+    trainer.run.write_text("summary.json", json.dumps(summary, indent=1, allow_nan=False))
+
+
+def _scored(
+    trainer: "Trainer", network: nn.Module, indices: Tensor, stop: Stops, *, tta: str = "none"
+) -> tuple[Scores | LabelScores, Scores | LabelScores | None]:
+    """In fp32, as `evaluate` and the predictor compute."""
+    batches = stop.watch(trainer.loader.batches(indices, VAL_BATCH))
+    return score_with_tta(network, batches, trainer.preprocess, task=trainer.task, tta=tta)
+
+
+def _end_trackers(trainer: "Trainer", view: View) -> None:
+    for note in trainer.trackers.finish(trainer.run.summary):
+        view.say(f"  {note}", style="yellow")

@@ -1,0 +1,149 @@
+"""Checkpoints in their folder: written so that a kill at any moment leaves a whole one, and checked when read.
+
+    checkpoints/
+      newest                          the name of the checkpoint to go on from
+      epoch-0003-batch-000120/
+        state.safetensors  position.json
+        manifest.json                 SHA-256 and size of each file beside it
+
+A checkpoint is written into a hidden folder, file by file through to the disk, the manifest last; the folder takes its
+name; the pointer moves; only then do older ones go.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from skipway.durable import sync, write_synced, write_whole
+from skipway.run import CHECKPOINTS
+
+POINTER, MANIFEST = "newest", "manifest.json"
+Writer = Callable[[Path], object]  # writes a file at a path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a vault holds.
+
+    Args:
+        folder: the checkpoint to go on from; None where no whole one is left.
+        damaged: the ones passed over, each with what is wrong with it.
+    """
+
+    folder: Path | None
+    damaged: tuple[str, ...] = ()
+
+
+class Vault:
+    """The checkpoints of a run folder.
+
+    Args:
+        run_folder: where the run is.
+    """
+
+    def __init__(self, run_folder: Path):
+        self.folder = run_folder / CHECKPOINTS
+
+    def names(self) -> list[str]:
+        """Of all checkpoints, whole or not, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    def write(self, name: str, files: Mapping[str, Writer], *, keep: int) -> None:
+        """Add a checkpoint, which becomes the newest; older ones than the last `keep` go, and later ones (damaged, or
+        of a course that was left) too.
+
+        Args:
+            name: sorts after those that were made before it.
+            files: what writes each.
+            keep: how many stay, at least 1.
+
+        Raises:
+            OSError: it cannot be written; those that were there still are.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        beside = self.folder / f".{name}.tmp"
+        try:
+            beside.mkdir()
+            for file, write in files.items():
+                write(beside / file)
+                sync(beside / file)
+            manifest = {file: _seal(beside / file) for file in files}
+            write_synced(beside / MANIFEST, json.dumps(manifest, indent=1).encode())
+            sync(beside)
+            if (self.folder / name).exists():  # damaged, or of the same bits
+                os.rename(self.folder / name, self.folder / f".{name}.old.tmp")
+            os.rename(beside, self.folder / name)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        sync(self.folder)
+        write_whole(self.folder / POINTER, name.encode())
+        self._sweep()
+        names = self.names()
+        before = [other for other in names if other < name]
+        for old in (*before[: -(keep - 1) or None], *(other for other in names if other > name)):
+            shutil.rmtree(self.folder / old, ignore_errors=True)
+
+    def find(self) -> Found:
+        """The newest whole checkpoint: the one pointed to where it is whole, else the newest of the others."""
+        damaged = []
+        names = self.names()
+        pointed = self._pointed()
+        if pointed and pointed not in names:
+            damaged.append(f"{self.folder / pointed} is not there")
+        for name in sorted(names, key=lambda name: (name == pointed, name), reverse=True):
+            wrong = _damage(self.folder / name)
+            if not wrong:
+                return Found(self.folder / name, tuple(damaged))
+            damaged.append(f"{self.folder / name}: {wrong}")
+        return Found(None, tuple(damaged))
+
+    def _pointed(self) -> str:
+        try:
+            return (self.folder / POINTER).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def _sweep(self) -> None:
+        """Remove what a save that was cut off left behind."""
+        for left in self.folder.glob(".*.tmp"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _seal(path: Path) -> dict[str, str | int]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a checkpoint; "" where nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, seal in manifest.items():
+            if Path(name).name != name:
+                return f"{MANIFEST} names {name!r}"
+            size = (folder / name).stat().st_size
+            if size != seal["bytes"]:
+                return f"{name} has {size:,} bytes in place of {seal['bytes']:,}"
+            if sha256(folder / name) != seal["sha256"]:
+                return f"{name} does not have the SHA-256 of {MANIFEST}"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return "" if manifest else f"{MANIFEST} is empty"
