@@ -72,7 +72,7 @@ def test_stop_names_step_layer_and_samples(photos, tmp_path, monkeypatch, what):
     with pytest.raises(InputError, match=rf"the {what} of step 6 \(epoch 2\) is no finite number"):
         train(photos, tmp_path / "run", settings(safety={"save_steps": 1}))
     report = json.loads((tmp_path / "run" / recovery.REPORT).read_text())
-    assert (report["epoch"], report["step"], report["num_samples"]) == (2, 6, 0)
+    assert (report["epoch"], report["step"], report["num_samples"]) == (2, 6, 8)
     if what == "gradient":
         assert report["where"] == "going back, the first is the gradient of stages.1.0.conv2.weight (1 in all)"
     assert finite(tmp_path / "run")
@@ -111,8 +111,11 @@ def test_skip_leaves_the_batch_out_as_if_it_had_not_been(photos, tmp_path, monke
 
 def test_skipping_ends_when_nothing_else_comes(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Learner, "_backward", lambda self, x, y: (x.sum() * float("nan"), x.sum(), x))
-    with pytest.raises(InputError, match="10 batches one after the other were left out"):
-        train(photos, tmp_path / "run", settings(safety={"bad_numbers": "skip"}, epochs=9))
+    with pytest.raises(InputError, match="every batch of epoch 1 was left out"):
+        train(photos, tmp_path / "run", settings(safety={"bad_numbers": "skip"}))
+    monkeypatch.setattr(recovery, "SKIPS", 3)
+    with pytest.raises(InputError, match="3 batches one after the other were left out"):
+        train(photos, tmp_path / "other", settings(safety={"bad_numbers": "skip"}))
     assert finite(tmp_path / "run")
 
 
@@ -244,10 +247,10 @@ def test_a_real_limit_of_memory(photos, tmp_path):
         "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]), resource.RLIM_INFINITY))\n"
         "from skipway.cli import main\n"
-        "main(['train', sys.argv[1], '--out', sys.argv[2], '--network', 'resnet20', '--image-size', '128',"
+        "main(['train', sys.argv[1], '--out', sys.argv[2], '--stages', '1x4', '--stem-width', '4', '--stem', 'cifar', '--image-size', '512',"
         " '--batch-size', '32', '--epochs', '1', '--workers', '0', '--kernels', 'off', '--precision', 'fp32'])"
     )
-    room = str(500 << 20)
+    room = str(900 << 20)
     done = subprocess.run(
         [sys.executable, "-c", code, str(photos), str(tmp_path / "run"), room],
         capture_output=True, text=True, timeout=240, check=False,

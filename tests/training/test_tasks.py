@@ -20,6 +20,7 @@ import skipway as package
 from skipway.data.loader import Loader
 from skipway.errors import InputError
 from skipway.run import Run, load_model, read_safetensors, read_saved
+from skipway.training import ending
 from skipway.training.loop import Trainer
 
 NAMES = ("red", "green", "blue")
@@ -217,7 +218,7 @@ def test_run_cut_off_while_it_chose_thresholds_chooses_them_again(several, tmp_p
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_draw_curves", killed)
+        patch.setattr(ending, "draw_curves", killed)
         train(several, tmp_path / "run")
     run = train(several, tmp_path / "run")
     assert run.finished

@@ -15,12 +15,10 @@ from skipway.data.split import make_splits
 from skipway.errors import InputError
 from skipway.evaluation.labels import LabelReport, LabelScores
 from skipway.evaluation.metrics import BinaryReport, Scores
-from skipway.evaluation.task import ManyLabels, score_with_tta, task_of
+from skipway.evaluation.task import ManyLabels, at_once, score_with_tta, task_of
 from skipway.evaluation.tta import check_tta
 from skipway.run import Model, Run, load_model
 from skipway.spec import DataSpec
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,8 @@ def evaluate(
     places = _match_classes(source.classes, model.classes, spec.path)
     _check_kind(source, model, spec.path)
     loader = make_loader(source, model.preprocess, spec)
-    batches = loader.batches(parts[chosen], BATCH)
+    size = at_once(model.preprocess.image_size, torch.device("cpu"))
+    batches = loader.batches(parts[chosen], size)
     network, task = model.network, task_of(model)
     if isinstance(task, ManyLabels):  # of all labels the data's, in its order
         network = nn.Sequential(network, _Columns(places))

@@ -70,6 +70,14 @@ def task_of(model: Model) -> Task:
     return OneLabel(model.spec.train.loss) if model.thresholds is None else ManyLabels(model.thresholds)
 
 
+def at_once(image_size: int, device: torch.device) -> int:
+    """How many images a network answers at a time: 256, and on the CPU no more than 256 of 64 pixels are worth.
+
+    Training in batches of 32 at 224 pixels takes 3.3 GB with resnet50, where validation of 256 such images took 4.8.
+    """
+    return 256 if device.type != "cpu" else min(max(256 * 64**2 // image_size**2, 8), 256)
+
+
 def score(
     network: nn.Module,
     batches: Iterable[Batch],

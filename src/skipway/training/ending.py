@@ -10,14 +10,12 @@ from skipway.errors import InputError, ReadError
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
-from skipway.evaluation.task import ManyLabels, score_with_tta
+from skipway.evaluation.task import ManyLabels, at_once, score_with_tta
 from skipway.training.progress import Stops, View
 from skipway.training.summary import circumstances, outcome, progress
 
 if TYPE_CHECKING:
     from skipway.training.loop import Trainer
-
-VAL_BATCH = 256  # images at a time in evaluation
 
 
 def finish(trainer: "Trainer", view: View, stop: Stops) -> None:
@@ -111,7 +109,8 @@ def _scored(
     trainer: "Trainer", network: nn.Module, indices: Tensor, stop: Stops, *, tta: str = "none"
 ) -> tuple[Scores | LabelScores, Scores | LabelScores | None]:
     """In fp32, as `evaluate` and the predictor compute."""
-    batches = stop.watch(trainer.loader.batches(indices, VAL_BATCH))
+    size = at_once(trainer.preprocess.image_size, trainer.device)
+    batches = stop.watch(trainer.loader.batches(indices, size))
     return score_with_tta(network, batches, trainer.preprocess, task=trainer.task, tta=tta)
 
 

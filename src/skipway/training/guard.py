@@ -116,6 +116,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was no memory left, on whichever device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
+    if not isinstance(error, RuntimeError):
+        return False
+    if any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")):
+        return True
+    return "primitive" in str(error) and not _has(1 << 28)  # what oneDNN says, of this and of other things
+
+
+def _has(size: int) -> bool:
+    """Whether so many bytes can be had now."""
+    try:
+        torch.empty(size, dtype=torch.uint8)
+    except RuntimeError:
+        return False
+    return True

@@ -23,7 +23,7 @@ from skipway.data.split import write_split
 from skipway.errors import InputError, for_example
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
-from skipway.evaluation.task import ManyLabels, OneLabel, Task, score
+from skipway.evaluation.task import ManyLabels, OneLabel, Task, at_once, score
 from skipway.run import Run
 from skipway.training import ending
 from skipway.training.assemble import assemble
@@ -154,6 +154,8 @@ class Trainer:
         records.write()  # which waits for the device
         trained = records.seconds + time.monotonic() - self.began_at
         if not records.rows:
+            if self.skipped:
+                raise stopped_by_numbers(self, f"every batch of epoch {epoch} was left out")
             raise InputError(f"none of the training images can be read{for_example(self.train_loader.bad)}")
         scores = self._validate(stop)
         row = {
@@ -211,7 +213,8 @@ class Trainer:
 
     def _validate(self, stop: Stops) -> Scores | LabelScores:
         """In the precision of training."""
-        batches = stop.watch(self.loader.batches(self.plan.splits.val, ending.VAL_BATCH))
+        size = at_once(self.preprocess.image_size, self.device)
+        batches = stop.watch(self.loader.batches(self.plan.splits.val, size))
         bf16 = self.spec.train.precision == "bf16"
         return score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16)
 

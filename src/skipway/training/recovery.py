@@ -63,9 +63,9 @@ def stopped_by_numbers(trainer: "Trainer", said: str) -> InputError:
 
 
 def _report(trainer: "Trainer", bad: BadNumbers, batch: Batch) -> dict[str, Any]:
-    """Which step, which layer, which samples."""
+    """Which step, which layer, which samples: all of the batch where no single one stands out."""
     records, keeps_all = trainer.records, trainer.spec.speed.keep_hard >= 1
-    indices = batch.indices[list(bad.places)] if keeps_all else batch.indices
+    indices = batch.indices[list(bad.places)] if bad.places and keeps_all else batch.indices
     named = [trainer.plan.source.name(index) for index in indices.tolist()[:NAMED]]
     return {
         "epoch": records.epoch,
