@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad input (one message, nothing changed), 75 stopped and r
 
 import dataclasses
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int = BAD_INPUT) -> int:
-    Console(stderr=True, emoji=False).print(f"[bold red]skipway:[/] {_plain(message)}", highlight=False, soft_wrap=True)
+    rank = os.environ.get("RANK", "0")  # of several processes, as torchrun counts them
+    who = "skipway" if rank == "0" else f"skipway, process {rank}"
+    Console(stderr=True, emoji=False).print(f"[bold red]{who}:[/] {_plain(message)}", highlight=False, soft_wrap=True)
     return code
 
 

@@ -19,6 +19,9 @@ class SafetySpec:
         0.0, "stop cleanly after so long, with exit code 75; the same command goes on; 0: no limit", low=0
     )
 
+    timeout_s: float = option(
+        300.0, "several processes: how long one waits for another until it gives it up", low=1, high=86400
+    )
     bad_numbers: Literal["stop", "skip", "back"] = option(
         "stop",
         "when a loss or a gradient is no finite number: stop and say where; skip the batch; or go back to the last "

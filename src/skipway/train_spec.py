@@ -57,6 +57,7 @@ class TrainSpec:
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "bf16: autocast over fp32 weights; auto: bf16 where the hardware computes in it"
     )
+    sync_norm: bool = option(False, "several processes: batch norms see the whole batch, not each its own share")
     channels_last: bool = option(True, "memory format of images and weights")
     tta: Literal["none", "flip", "flip_shift"] = option(
         "none",

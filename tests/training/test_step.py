@@ -18,7 +18,6 @@ from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn import kernels
 from skipway.recipes import RECIPES
-from skipway.run import Run
 from skipway.speed_spec import SpeedSpec
 from skipway.training import loop
 from skipway.training.assemble import assemble
@@ -235,13 +234,13 @@ def test_engine_is_kept_in_the_run_and_read_back(photos, tmp_path):
         run = skipway.train(str(photos), settings=settings, out=tmp_path / "run", console=quiet())
         kept = json.loads((run.folder / "engine.json").read_text())
         assert kept == {"compiled": False, "kernels": False, "micro_batch": 4, "threads": 1}
-        engine, _ = engine_of(Run.open(run.folder), make_plan(run.spec))
+        engine = engine_of(run.read_text("engine.json"), make_plan(run.spec))
         assert (engine.micro_batch, engine.threads, engine.kernels) == (4, 1, False)
     finally:
         torch.set_num_threads(before)
     (run.folder / "engine.json").write_text('{"compiled": false}')
     with pytest.raises(InputError, match="engine.json is damaged"):
-        engine_of(run, make_plan(run.spec))
+        engine_of(run.read_text("engine.json"), make_plan(run.spec))
 
 
 def test_run_with_kernels_does_not_go_on_without_them(photos, tmp_path, monkeypatch):
@@ -251,7 +250,7 @@ def test_run_with_kernels_does_not_go_on_without_them(photos, tmp_path, monkeypa
     )
     monkeypatch.setattr(kernels, "load", lambda: "there is no C++ compiler")
     with pytest.raises(InputError, match="began with skipway's kernels.*no C\\+\\+ compiler"):
-        engine_of(run, make_plan(run.spec))
+        engine_of(run.read_text("engine.json"), make_plan(run.spec))
 
 
 def test_kernels_asked_for_that_cannot_be_had_are_refused(photos, monkeypatch):

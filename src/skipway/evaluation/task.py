@@ -1,7 +1,7 @@
 """What a network is asked: one of several classes, or any number of labels. The loop and the verbs ask a task for
 what differs: which scores there are, and what the best epoch is chosen by (accuracy; mAP)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,6 +70,13 @@ def task_of(model: Model) -> Task:
     return OneLabel(model.spec.train.loss) if model.thresholds is None else ManyLabels(model.thresholds)
 
 
+Gather = Callable[[Tensor], Tensor]
+
+
+def _own(rows: Tensor) -> Tensor:
+    return rows
+
+
 def at_once(image_size: int, device: torch.device) -> int:
     """How many images a network answers at a time: 256, and on the CPU no more than 256 of 64 pixels are worth.
 
@@ -85,6 +92,7 @@ def score(
     *,
     task: Task,
     bf16: bool = False,
+    gather: Gather = _own,
 ) -> Scores | LabelScores:
     """Run a network over batches, in evaluation mode (the mode it was in is restored).
 
@@ -94,21 +102,28 @@ def score(
         preprocess: whose normalisation applies.
         task: what is asked.
         bf16: compute in bfloat16 (autocast); logits and loss stay fp32.
+        gather: rows (N, ...) -> with those of other processes, which have other batches.
 
     Raises:
         InputError: not one image could be read.
     """
-    answers = _answers(network, batches, preprocess, tta="none", bf16=bf16)
+    answers = _answers(network, batches, preprocess, tta="none", bf16=bf16, gather=gather)
     return task.judge(answers.logits, answers.labels, answers.indices)
 
 
 def score_with_tta(
-    network: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, *, task: Task, tta: str
+    network: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    *,
+    task: Task,
+    tta: str,
+    gather: Gather = _own,
 ) -> tuple[Scores | LabelScores, Scores | LabelScores | None]:
     """The scores, and beside them those of logits averaged over views of each image; in one pass, in fp32.
 
     Args:
-        network, batches, preprocess, task: as in `score`.
+        network, batches, preprocess, task, gather: as in `score`.
         tta: which views, as in TrainSpec; "none": the second scores are None.
 
     Returns:
@@ -117,7 +132,7 @@ def score_with_tta(
     Raises:
         InputError: not one image could be read.
     """
-    answers = _answers(network, batches, preprocess, tta=tta)
+    answers = _answers(network, batches, preprocess, tta=tta, gather=gather)
     plain = task.judge(answers.logits, answers.labels, answers.indices)
     if tta == "none":
         return plain, None
@@ -136,7 +151,13 @@ class _Answers:
 
 @torch.inference_mode()
 def _answers(
-    network: nn.Module, batches: Iterable[Batch], preprocess: Preprocess, *, tta: str, bf16: bool = False
+    network: nn.Module,
+    batches: Iterable[Batch],
+    preprocess: Preprocess,
+    *,
+    tta: str,
+    gather: Gather,
+    bf16: bool = False,
 ) -> _Answers:
     """What a network says to all images of the batches."""
     device = next(network.parameters()).device
@@ -154,4 +175,4 @@ def _answers(
     network.train(was_training)
     if not rows:
         raise InputError("none of the images can be read")
-    return _Answers(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    return _Answers(*(gather(torch.cat(column)) for column in zip(*rows, strict=True)))

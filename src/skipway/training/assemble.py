@@ -8,6 +8,7 @@ from rich.console import Console
 from skipway.data.augmentation.augment import Augment
 from skipway.data.loader import Loader
 from skipway.data.preprocess import Preprocess, plain
+from skipway.errors import InputError
 from skipway.nn.network import ResNet
 from skipway.nn.whitening import whiten
 from skipway.run import Run
@@ -19,6 +20,8 @@ from skipway.training.loss import make_objective
 from skipway.training.plan import Plan
 from skipway.training.start import make_network
 from skipway.training.step import Learner
+from skipway.training.sync_norm import synchronised
+from skipway.training.world import ALONE, World
 
 WHITENED_FROM = 5000  # training images, evenly over the split
 
@@ -43,20 +46,44 @@ class Parts:
     notes: list[str]
 
 
-def assemble(plan: Plan, console: Console, *, begun: Run | None = None) -> Parts:
+@dataclass(frozen=True)
+class Begun:
+    """What a run that goes on keeps: its engine.json, its preprocessing."""
+
+    engine: str
+    preprocess: Preprocess
+
+    @staticmethod
+    def of(run: Run) -> "Begun":
+        """Read it. Raises InputError."""
+        return Begun(run.read_text("engine.json"), run.preprocess)
+
+
+def assemble(plan: Plan, console: Console, *, begun: Begun | None = None, world: World = ALONE) -> Parts:
     """Put a run together.
 
     Args:
         plan: what to do.
         console: where to show progress, and to ask.
-        begun: the run to go on with, whose preprocessing and engine are kept; its state is loaded elsewhere.
+        begun: what is kept of the run to go on with; its state is loaded elsewhere.
+        world: the processes that train together.
 
     Raises:
         InputError: data, weights or machine cannot be used.
     """
     spec = plan.spec
+    if world.size > 1 and spec.train.batch_size < 2 * world.size:
+        raise InputError(
+            f"train.batch_size {spec.train.batch_size} is too small for {world.size} processes, each of which needs "
+            f"two images; --batch-size {2 * world.size} or more"
+        )
     torch.manual_seed(spec.train.seed)
-    engine, chosen = engine_of(begun, plan) if begun else choose_engine(plan)
+    chosen: list[str] = []
+    if begun:
+        engine = engine_of(begun.engine, plan)
+    else:
+        engine, chosen = choose_engine(plan, world.size)
+        engine = engine_of(world.first_does(engine.to_json), plan)
     preprocess = begun.preprocess if begun else plain(plan.source, spec.data, spec.data.image_size)
     small = preprocess.resized(spec.data.image_size)  # a run's own is of the size that it is scored at
     augment = Augment(spec.augment, small, num_classes=len(plan.source.classes), seed=spec.train.seed)
@@ -64,21 +91,23 @@ def assemble(plan: Plan, console: Console, *, begun: Run | None = None) -> Parts
     said: list[str] = []
     if not begun:
         preprocess, said = settle_preprocess(plan, train_loader)
-    learner, started = _make_learner(plan, engine, train_loader, preprocess, fresh=begun is None)
+    learner, started = _make_learner(plan, engine, train_loader, preprocess, fresh=begun is None, world=world)
     notes = [*plan.notes, *chosen, *said, *doctor_notes(plan.source, spec.data), *started]
     return Parts(train_loader, loader, preprocess, augment, learner, notes)
 
 
 def _make_learner(
-    plan: Plan, engine: Engine, loader: Loader, preprocess: Preprocess, *, fresh: bool
+    plan: Plan, engine: Engine, loader: Loader, preprocess: Preprocess, *, fresh: bool, world: World
 ) -> tuple[Learner, list[str]]:
     """The learner, and what was adapted on the way."""
     spec, labels, num_classes = plan.spec, plan.source.labels, len(plan.source.classes)
     network, notes = make_network(spec, plan.given if fresh else None, plan.source.classes)
     if fresh and plan.given is None and isinstance(network, ResNet) and network.spec.stem == "whitening":
         notes = [*notes, _whiten(network, plan, loader, preprocess)]
+    if spec.train.sync_norm:
+        network = synchronised(network)
     objective = make_objective(spec.train, labels[plan.splits.train], num_classes, plan.device)
-    learner = Learner(network, spec, engine, objective=objective, steps_per_epoch=plan.steps_per_epoch)
+    learner = Learner(network, spec, engine, objective=objective, steps_per_epoch=plan.steps_per_epoch, world=world)
     train = spec.train
     notes += frozen_note(network, learner.frozen, fresh=not train.weights, epochs=train.freeze_epochs)
     return learner, notes

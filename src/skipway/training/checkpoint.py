@@ -100,7 +100,7 @@ def state_of(learner: Learner) -> dict[str, Tensor]:
 
 
 def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]]:
-    """Put the newest whole checkpoint back into a learner.
+    """Put the newest whole checkpoint back into a learner; the first process reads it for all.
 
     Returns:
         Where the run stood, and a sentence for each damaged checkpoint that was passed over.
@@ -108,6 +108,14 @@ def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]
     Raises:
         InputError: none is whole, or it is another network's.
     """
+    tensors, position, notes = learner.world.first_does(lambda: read_newest(run_folder))
+    restore(learner, tensors, str(run_folder))
+    learner.lr_scale = position.lr_scale
+    return position, notes
+
+
+def read_newest(run_folder: Path) -> tuple[dict[str, Tensor], Position, list[str]]:
+    """The newest whole checkpoint: its tensors, where the run stood, what was passed over. Raises InputError."""
     vault = Vault(run_folder)
     found = vault.find()
     if found.folder is None:
@@ -115,13 +123,12 @@ def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]
             f"no checkpoint in {vault.folder} is whole: {'; '.join(found.damaged) or 'there is none'}. Nothing was "
             "changed: bring one back, or choose another --out to start afresh"
         )
-    path = found.folder / STATE
-    restore(learner, read_safetensors(path)[0], str(path))
+    tensors = read_safetensors(found.folder / STATE)[0]
     try:
         position = Position(**json.loads((found.folder / POSITION).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise InputError(f"{found.folder / POSITION} is damaged: {error!r}") from error
-    return position, [f"warning: passed over a damaged checkpoint: {what}" for what in found.damaged]
+    return tensors, position, [f"warning: passed over a damaged checkpoint: {what}" for what in found.damaged]
 
 
 def restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:

@@ -1,5 +1,7 @@
 """How a run ends: with its test, pictures and summary, or stopped, to go on later."""
 
+import copy
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
 from skipway.evaluation.task import ManyLabels, at_once, score_with_tta
+from skipway.nn.weight_files import read_safetensors
 from skipway.training.progress import Stops, View
 from skipway.training.summary import circumstances, outcome, progress
 
@@ -24,13 +27,13 @@ def finish(trainer: "Trainer", view: View, stop: Stops) -> None:
     Raises:
         StopRequested: a stop was asked for; the same command comes here again.
     """
-    run, splits, source = trainer.run, trainer.plan.splits, trainer.plan.source
-    best = trainer.learner.engine.place(run.network(trust_code=True))
+    run, splits, source, world = trainer.run, trainer.plan.splits, trainer.plan.source, trainer.world
+    best = _best(trainer)
     if isinstance(trainer.task, ManyLabels):
         val, _ = _scored(trainer, best, splits.val, stop)
         assert isinstance(val, LabelScores)
         trainer.task = ManyLabels(val.best_thresholds())
-        run.write_thresholds(trainer.task.thresholds)
+        world.first_does(lambda: run.write_thresholds(val.best_thresholds()))
     test = averaged = None
     if splits.test is not None and trainer.hooks.score_test:
         try:
@@ -40,6 +43,8 @@ def finish(trainer: "Trainer", view: View, stop: Stops) -> None:
         except InputError as error:
             view.say(f"test split: {error}; test {trainer.task.title} is null")
     shown = test or _scored(trainer, best, splits.val, stop)[0]
+    if not world.is_first:
+        return
     draw_curves(trainer)
     title = f"{'test' if test else 'validation'} split of {trainer.spec.data.path}"
     run.write_bytes("mistakes.png", mistakes(source, shown, source.classes, title))
@@ -69,14 +74,15 @@ def _tell(
 
 def stopped(trainer: "Trainer", view: View, why: str) -> None:
     """Leave a loadable run behind."""
+    if not trainer.world.is_first:
+        return
     if not trainer.position.best_epoch:
         facts = {"epoch": 0, f"val_{trainer.task.name}": None}
         trainer.run.write_weights(*trainer.run.weights_of(trainer.learner.kept.state_dict(), facts))
     draw_curves(trainer)
     summarise(trainer, "stopped")
     _end_trackers(trainer, view)
-    records = trainer.records
-    at = records.position(trainer.position, seconds=0).told() if records.batches else trainer.position.told()
+    at = dataclasses.replace(trainer.position, batches=trainer.records.batches).told()
     reason = f" ({why})" if why else ""
     view.say(f"stopped{reason} after {at} of {trainer.run.folder}; the same command goes on from there", style="yellow")
 
@@ -98,6 +104,8 @@ def summarise(trainer: "Trainer", status: str, facts: Mapping[str, Any] | None =
         **(facts or {}),
         "num_parameters": sum(p.numel() for p in trainer.learner.network.parameters()),
         "time_s": round(sum(row["time_s"] for row in trainer.run.metrics()), 1),
+        "saving_s": round(trainer.saving_s, 2),
+        "processes": trainer.world.size,
         "bad_files": trainer.loader.bad,
         "chosen": trainer.notes,
         **circumstances(trainer.plan),
@@ -110,8 +118,19 @@ def _scored(
 ) -> tuple[Scores | LabelScores, Scores | LabelScores | None]:
     """In fp32, as `evaluate` and the predictor compute."""
     size = at_once(trainer.preprocess.image_size, trainer.device)
-    batches = stop.watch(trainer.loader.batches(indices, size))
-    return score_with_tta(network, batches, trainer.preprocess, task=trainer.task, tta=tta)
+    mine, gather = trainer.world.part_of_evaluation(indices)
+    batches = stop.watch(trainer.loader.batches(mine, size), alone=trainer.world.size == 1)
+    return score_with_tta(network, batches, trainer.preprocess, task=trainer.task, tta=tta, gather=gather)
+
+
+def _best(trainer: "Trainer") -> nn.Module:
+    """The best network on validation, which the first process reads for all."""
+    if trainer.world.size == 1:
+        return trainer.learner.engine.place(trainer.run.network(trust_code=True))
+    state = trainer.world.first_does(lambda: read_safetensors(trainer.run.folder / "weights.safetensors")[0])
+    network = copy.deepcopy(trainer.learner.network)
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def _end_trackers(trainer: "Trainer", view: View) -> None:

@@ -17,7 +17,6 @@ from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels
 from skipway.nn.describe import describe
-from skipway.run import Run
 from skipway.training.machine import keep_freed_memory, memory_of
 from skipway.training.plan import Plan
 from skipway.training.ways import fastest
@@ -78,26 +77,29 @@ COMPILE_PAYS = 2e17  # FLOPs of a run on an accelerator from which compiling it,
 FILLS = 0.6  # share of the memory that a step's activations may take
 
 
-def engine_of(run: Run, plan: Plan) -> tuple[Engine, list[str]]:
-    """The engine that a run began with.
+def engine_of(text: str, plan: Plan) -> Engine:
+    """The engine that a run began with, by its engine.json.
 
     Raises:
-        InputError: its engine.json is damaged, or it began with kernels that cannot be had any more.
+        InputError: that is damaged, or it began with kernels that cannot be had any more.
     """
     chosen, _ = choose_engine(plan)
-    path = run.folder / "engine.json"
     try:
-        kept = json.loads(run.read_text(path.name))
+        kept = json.loads(text)
         engine = replace(chosen, **{name: type(getattr(chosen, name))(kept[name]) for name in KEPT})
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error!r}") from error
+        raise InputError(f"the run's engine.json is damaged: {error!r}") from error
     if engine.kernels and (why := kernels.load()):
-        raise InputError(f"{run.folder} began with skipway's kernels, without which its bits would differ, and {why}")
-    return engine, []
+        raise InputError(f"the run began with skipway's kernels, without which its bits would differ, and {why}")
+    return engine
 
 
-def choose_engine(plan: Plan) -> tuple[Engine, list[str]]:
+def choose_engine(plan: Plan, processes: int = 1) -> tuple[Engine, list[str]]:
     """What a new run is computed with, and a sentence for what was chosen.
+
+    Args:
+        plan: what to do.
+        processes: how many share each batch.
 
     Raises:
         InputError: something was asked for that cannot be had.
@@ -111,8 +113,9 @@ def choose_engine(plan: Plan) -> tuple[Engine, list[str]]:
     else:
         compiled = speed.compile == "on" or (speed.compile == "auto" and not on_cpu and flops > COMPILE_PAYS)
         own, said = _choose_kernels(plan, compiled=compiled)
-    micro = speed.micro_batch or _fitting(train.batch_size, bytes_an_image, plan.device)
-    micro = 0 if micro >= train.batch_size else micro
+    share = -(-train.batch_size // processes)
+    micro = speed.micro_batch or _fitting(share, bytes_an_image, plan.device)
+    micro = 0 if micro >= share else micro
     if micro and not speed.micro_batch:
         said.append(f"{micro} images at a time, which fit the memory; batch norm sees those")
     if compiled:

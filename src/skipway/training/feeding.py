@@ -1,6 +1,7 @@
 """From a plan to its loader: images that are decoded once, with a bar meanwhile and a question before a large cache."""
 
 import sys
+from collections.abc import Iterable, Iterator
 
 import torch
 from rich.console import Console
@@ -9,8 +10,9 @@ from rich.prompt import Confirm
 from torch import Tensor
 
 from skipway.data.augmentation.crop import source_size
-from skipway.data.loader import Loader, make_loader
+from skipway.data.loader import Batch, Loader, make_loader
 from skipway.data.preprocess import Preprocess, normalised, scored_size
+from skipway.errors import InputError
 from skipway.training.plan import Plan
 
 
@@ -73,3 +75,31 @@ def settle_preprocess(plan: Plan, loader: Loader) -> tuple[Preprocess, list[str]
     given = plan.given.normalisation if plan.given else None
     settled, said = normalised(loader, plan.splits.train, plan.spec.data, given)
     return settled.resized(scored_size(plan.spec.data)), [said] if said else []
+
+
+def in_step(batches: Iterable[Batch], count: int, *, together: bool) -> Iterator[tuple[int, Batch | None]]:
+    """So many numbers from 0 on, each with its batch; None where there is nothing to learn from in it.
+
+    Args:
+        batches: those with images that could be read.
+        count: how many there should be.
+        together: other processes wait at each of them, so that there must be something in all: then a batch comes
+            again in place of one without images.
+
+    Raises:
+        InputError: not one batch has images.
+    """
+    left, last = iter(batches), None
+    ahead = next(left, None)
+    for number in range(count):
+        if ahead is not None and ahead.number == number:
+            enough = together or len(ahead.labels) > 1
+            last = ahead
+            yield number, ahead if enough else None
+            ahead = next(left, None)
+        elif not together:
+            yield number, None
+        elif last is None and ahead is None:
+            raise InputError("none of the training images of this process can be read")
+        else:
+            yield number, ahead or last

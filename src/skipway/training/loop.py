@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from skipway.data.loader import Batch
@@ -26,9 +27,10 @@ from skipway.evaluation.metrics import Scores
 from skipway.evaluation.task import ManyLabels, OneLabel, Task, at_once, score
 from skipway.run import Run
 from skipway.training import ending
-from skipway.training.assemble import assemble
+from skipway.training.assemble import Begun, assemble
 from skipway.training.checkpoint import Position, files_of, load_newest
 from skipway.training.facts import bad_files_note
+from skipway.training.feeding import in_step
 from skipway.training.guard import BadNumbers, Guard, is_out_of_memory
 from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, Stops, View
@@ -39,6 +41,7 @@ from skipway.training.step import Update
 from skipway.training.summary import check_same_data
 from skipway.training.trackers import need_trackers, open_trackers
 from skipway.training.vault import Vault
+from skipway.training.world import ALONE, World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +69,26 @@ class Trainer:
         console: where to show progress.
         resume: whether it holds a run to go on with.
         hooks: what a search wants.
+        world: the processes that train together; the first one writes.
     """
 
-    def __init__(self, plan: Plan, folder: Path, console: Console, *, resume: bool, hooks: Hooks = HOOKS):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        console: Console,
+        *,
+        resume: bool,
+        hooks: Hooks = HOOKS,
+        world: World = ALONE,
+    ):
         self.plan = dataclasses.replace(plan, given=None)  # given weights are not kept beside the network's
         self.spec, self.device, self.console, self.hooks = plan.spec, plan.device, console, hooks
-        spec = self.spec
-        need_trackers(spec.train.track)
-        parts = assemble(plan, console, begun=Run.open(folder) if resume else None)
+        self.run, self.world, spec = Run(folder), world, plan.spec
+        tracked = spec.train.track if world.is_first else ()
+        need_trackers(tracked)
+        begun = world.first_does(lambda: Begun.of(Run.open(folder))) if resume else None
+        parts = assemble(plan, console, begun=begun, world=world)
         self.train_loader, self.loader, self.notes = parts.train_loader, parts.loader, parts.notes
         self.preprocess, self.augment, self.learner = parts.preprocess, parts.augment, parts.learner
         labels, num_classes = plan.source.labels, len(plan.source.classes)
@@ -81,28 +96,32 @@ class Trainer:
         if is_multilabel(plan.source):
             self.task = ManyLabels((0.5,) * num_classes)  # until the end, when validation chooses
         self.sampler = make_sampler(plan.splits.train, labels, spec.train.sampler, seed=spec.train.seed)
-        self.position, self.vault, self.saver, self.skipped = Position(), Vault(folder), Saver(), 0
+        self.position, self.vault, self.saver = Position(), Vault(folder), Saver()
+        self.skipped, self.saved_batches, self.saving_s = 0, 0, 0.0
         if plan.device.type == "cpu" or spec.safety.bad_numbers != "stop":  # which waits for the device at each step
             self.learner.guard = Guard(self.learner.network)
         if resume:
-            self.run = Run.open(folder)
-            check_same_data(self.run, plan)
+            world.first_does(lambda: check_same_data(self.run, plan))
             self.position, passed_over = load_newest(folder, self.learner)
-            self.learner.lr_scale = self.position.lr_scale
-            self.run.write_spec(spec)  # some of it may have changed
+            world.first_does(lambda: self.run.write_spec(spec))  # some of it may have changed
             self.notes += passed_over
         else:
-            self.run = Run.create(folder, spec, plan.source.classes, self.preprocess)
-            self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
-            if isinstance(self.task, ManyLabels):
-                self.run.write_thresholds(self.task.thresholds)
-            self.run.write_text("engine.json", self.learner.engine.to_json())
-            ending.summarise(self, "running")
-            self.vault.write(self.position.name, files_of(self.position, self.learner), keep=1)
-        self.records = begin(self.run, self.position, plan.steps_per_epoch)
+            world.first_does(self._create)
+        self.records = begin(self.run, self.position, plan.steps_per_epoch, world)
         self.saved_at = self.began_at = time.monotonic()
-        self.trackers, failed = open_trackers(spec.train.track, self.run, resume=resume)
+        self.trackers, failed = open_trackers(tracked, self.run, resume=resume)
         self.notes += failed
+
+    def _create(self) -> None:
+        """The run folder, up to the first checkpoint."""
+        plan = self.plan
+        Run.create(self.run.folder, self.spec, plan.source.classes, self.preprocess)
+        self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
+        if isinstance(self.task, ManyLabels):
+            self.run.write_thresholds(self.task.thresholds)
+        self.run.write_text("engine.json", self.learner.engine.to_json())
+        ending.summarise(self, "running")
+        self.vault.write(self.position.name, files_of(self.position, self.learner), keep=1)
 
     def fit(self) -> Run:
         """All epochs that are left, then the end."""
@@ -153,6 +172,7 @@ class Trainer:
         records = self.records
         records.write()  # which waits for the device
         trained = records.seconds + time.monotonic() - self.began_at
+        right, seen = records.counts()
         if not records.rows:
             if self.skipped:
                 raise stopped_by_numbers(self, f"every batch of epoch {epoch} was left out")
@@ -161,45 +181,56 @@ class Trainer:
         row = {
             "epoch": epoch,
             "train_loss": sum(records.losses) / records.steps,
-            f"train_{self.task.train_name}": float(records.right) / records.seen,
+            f"train_{self.task.train_name}": right / seen,
             "val_loss": scores.loss,
             f"val_{self.task.name}": scores.main,
             "lr": records.rows[-1]["lr"],
-            "images_per_s": round(records.seen / trained, 1),
+            "images_per_s": round(seen / trained, 1),
             "time_s": round(records.seconds + time.monotonic() - self.began_at, 3),
         }
         self._check_finite([scores.loss])
         self.position = self.position.after(scores.main, scores.loss)
         is_best = self.position.best_epoch == epoch
-        self.run.append_lines("metrics.jsonl", [row])
+        if self.world.is_first:
+            self.run.append_lines("metrics.jsonl", [row])
         self._save(self.position, best={"epoch": epoch, f"val_{self.task.name}": scores.main} if is_best else None)
         for note in self.trackers.epoch(records.rows, row):
             view.say(f"  {note}", style="yellow")
         view.end_epoch(row, self.position.best_score, is_best=is_best)
-        self.records = Records(self.run, epoch * self.plan.steps_per_epoch, epoch + 1)
+        self.records = Records(self.run, self.world, epoch * self.plan.steps_per_epoch, epoch + 1)
 
     def _steps(self, epoch: int, view: View, stop: Stops) -> None:
         """The steps that are left of an epoch."""
-        batch_size, per_epoch, records = self.spec.train.batch_size, self.plan.steps_per_epoch, self.records
-        first = records.batches
+        records, per_epoch, first = self.records, self.plan.steps_per_epoch, self.records.batches
+        batch_size, world = self.spec.train.batch_size, self.world
         left = self.sampler.epoch(epoch)[first * batch_size : per_epoch * batch_size]
+        own = left if world.size == 1 else torch.cat([world.part(batch) for batch in left.split(batch_size)] or [left])
         started, before = time.perf_counter(), records.seen
-        for batch in self.train_loader.batches(left, batch_size) if len(left) else ():
-            stop.check()
-            self.saver.check()
-            if not (len(batch.labels) == 1 < batch_size):  # else the others could not be read; batch norm needs two
+        batches = self.train_loader.batches(own, len(world.part(torch.arange(batch_size)))) if len(left) else iter(())
+        for number, batch in in_step(batches, per_epoch - first, together=world.size > 1):
+            self._settle(stop)
+            if batch is not None:
                 self._one(batch, view)
-                view.step(records.last_loss, (records.seen - before) / (time.perf_counter() - started))
-            records.batches = first + batch.number + 1
-            if records.batches < per_epoch and self._is_due():
-                self._save_within()
-        stop.check()
+                view.step(records.last_loss, (records.seen - before) * world.size / (time.perf_counter() - started))
+            records.batches = first + number + 1
+        self._settle(stop)
+
+    def _settle(self, stop: Stops) -> None:
+        """What all processes do alike between two batches: stop, or save. Raises StopRequested."""
+        self.saver.check()
+        if self.world.pulse:
+            self.world.pulse.step = self.records.batches
+        agreed = self.world.agreed(2 if stop.asked() else int(self._is_due()))
+        if agreed == 2:
+            raise StopRequested(stop.why or "as another process was asked to")
+        if agreed:
+            self._save_within()
 
     def _one(self, batch: Batch, view: View) -> None:
         """One update, or what becomes of it where it goes wrong. Raises WentBack, InputError."""
         records = self.records
         try:
-            records.add(self._step(batch, records.epoch, records.first_step + records.steps))
+            records.add(self._step(batch, records.epoch, records.first_step + records.steps), self._share(batch))
             self.skipped = 0
         except BadNumbers as bad:
             gone_bad(self, bad, batch, view)
@@ -209,19 +240,29 @@ class Trainer:
             out_of_memory(self, error, view)
 
     def _step(self, batch: Batch, epoch: int, step: int) -> Update:
-        return self.learner.update(batch, epoch, step, augment=self.augment, preprocess=self.preprocess)
+        return self.learner.update(
+            batch, epoch, step, augment=self.augment, preprocess=self.preprocess, share=self._share(batch)
+        )
+
+    def _share(self, batch: Batch) -> float:
+        """Of the whole batch that this process has."""
+        return 1.0 if self.world.size == 1 else len(batch.labels) / self.spec.train.batch_size
 
     def _validate(self, stop: Stops) -> Scores | LabelScores:
-        """In the precision of training."""
-        size = at_once(self.preprocess.image_size, self.device)
-        batches = stop.watch(self.loader.batches(self.plan.splits.val, size))
+        """In the precision of training; each process has a part of the images."""
+        self.world.same_buffers(self.learner.kept)
+        size, val = at_once(self.preprocess.image_size, self.device), self.plan.splits.val
+        mine, gather = self.world.part_of_evaluation(val)
+        batches = stop.watch(self.loader.batches(mine, size), alone=self.world.size == 1)
         bf16 = self.spec.train.precision == "bf16"
-        return score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16)
+        return score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16, gather=gather)
 
     def _is_due(self) -> bool:
         """Whether a checkpoint within the epoch is due."""
-        safety = self.spec.safety
-        if safety.save_steps and self.records.batches % safety.save_steps == 0:
+        safety, batches = self.spec.safety, self.records.batches
+        if batches in (self.saved_batches, self.plan.steps_per_epoch):
+            return False
+        if safety.save_steps and batches % safety.save_steps == 0:
             return True
         return 0 < safety.save_minutes * 60 <= time.monotonic() - self.saved_at
 
@@ -234,6 +275,9 @@ class Trainer:
 
     def _save(self, position: Position, *, best: dict[str, Any] | None = None) -> None:
         """Copy everything, then write it beside what comes next: the best weights first, where these are."""
+        self.saved_at, self.saved_batches = time.monotonic(), position.batches
+        if not self.world.is_first:
+            return
         try:
             files, keep = files_of(position, self.learner), self.spec.safety.keep_checkpoints
         except BadNumbers as bad:
@@ -246,7 +290,7 @@ class Trainer:
             self.vault.write(position.name, files, keep=keep)
 
         self.saver.put(write)
-        self.saved_at = time.monotonic()
+        self.saving_s += time.monotonic() - self.saved_at
 
     def _check_finite(self, more: Iterable[float] = ()) -> None:
         """Refuse to go on with losses that are none (on an accelerator they are seen late). Raises InputError."""

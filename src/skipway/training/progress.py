@@ -138,15 +138,15 @@ class Stops:
             raise KeyboardInterrupt
         self.why = signal.Signals(number).name
 
-    def check(self) -> None:
-        """Raise StopRequested if a stop was asked for."""
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
         if not self.why and time.monotonic() >= self._until:
             self.why = self._limit
-        if self.why:
-            raise StopRequested(self.why)
+        return bool(self.why)
 
-    def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches, until a stop is asked for. Raises StopRequested."""
+    def watch(self, batches: Iterable[T], *, alone: bool = True) -> Iterator[T]:
+        """The same batches, until a stop is asked for, where no other process waits. Raises StopRequested."""
         for batch in batches:
-            self.check()
+            if alone and self.asked():
+                raise StopRequested(self.why)
             yield batch

@@ -1,6 +1,7 @@
 """What becomes of a run whose numbers went bad, or that ran out of memory: it stops with a report, leaves the batch
 out, or goes back to its last checkpoint with a lower rate or smaller pieces."""
 
+import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,9 @@ def gone_bad(trainer: "Trainer", bad: BadNumbers, batch: Batch, view: View) -> N
         WentBack: it stands at its last checkpoint, with half the rate.
     """
     report = _report(trainer, bad, batch)
-    trainer.run.write_text(REPORT, json.dumps(report, indent=1))
+    if trainer.world.is_first or bad.places:
+        with contextlib.suppress(OSError):  # the folder may be on the first process's machine alone
+            trainer.run.write_text(REPORT, json.dumps(report, indent=1))
     policy = trainer.spec.safety.bad_numbers
     said = f"{bad.what} of step {report['step']} (epoch {report['epoch']}) is no finite number: {bad.where}"
     if policy == "skip":
@@ -96,7 +99,8 @@ def out_of_memory(trainer: "Trainer", error: BaseException, view: View) -> None:
         ) from error
     smaller = dataclasses.replace(engine, micro_batch=-(-images // 2))
     trainer.learner.use(smaller)
-    trainer.run.write_text("engine.json", smaller.to_json())
+    if trainer.world.is_first:
+        trainer.run.write_text("engine.json", smaller.to_json())
     go_back(trainer)
     view.say(
         f"  out of memory ({what}): {smaller.micro_batch} images at a time from here on, in batches as large as "
@@ -112,4 +116,4 @@ def go_back(trainer: "Trainer") -> None:
     trainer.saver.wait()
     trainer.learner.optimizer.zero_grad(set_to_none=True)
     trainer.position, _ = load_newest(trainer.run.folder, trainer.learner)
-    trainer.records = begin(trainer.run, trainer.position, trainer.plan.steps_per_epoch)
+    trainer.records = begin(trainer.run, trainer.position, trainer.plan.steps_per_epoch, trainer.world)

@@ -1,9 +1,11 @@
 """One update of a network after another: augment, forward, backward, step. What a run learns with lives here."""
 
+import contextlib
 import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from skipway import randomness
 from skipway.data.augmentation.augment import Augment
@@ -19,6 +21,7 @@ from skipway.training.guard import Guard
 from skipway.training.loss import Objective
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.resize import resized, size_at
+from skipway.training.world import ALONE, World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Learner:
         engine: how the network is computed.
         objective: the loss.
         steps_per_epoch: for the rate over the run.
+        world: the processes that average their gradients.
 
     Attributes:
         network, optimizer, average: what a checkpoint holds.
@@ -51,24 +55,32 @@ class Learner:
     """
 
     def __init__(
-        self, network: nn.Module, spec: RunSpec, engine: Engine, *, objective: Objective, steps_per_epoch: int
+        self,
+        network: nn.Module,
+        spec: RunSpec,
+        engine: Engine,
+        *,
+        objective: Objective,
+        steps_per_epoch: int,
+        world: World = ALONE,
     ):
-        self.spec, self.engine, self.objective = spec, engine, objective
+        self.spec, self.engine, self.objective, self.world = spec, engine, objective, world
+        self.proxy: Learner | None = None
         learnt = [p for p in network.parameters() if p.requires_grad]
         self.frozen = freeze(network, spec.train.freeze)
         self.resting = [p for p in learnt if not p.requires_grad]  # until freeze_epochs are over
         self.thaw_step = spec.train.freeze_epochs * steps_per_epoch
         self.network = engine.place(network)
-        self.forward = engine.forward(self.network)
         self._rest(not self.thaw_step)  # the optimizer knows from the start what is to learn later
         self.optimizer = make_optimizer(self.network, spec.train)
         self._rest(True)
+        self.use(engine)
         self.average = Average(self.network, spec.train.ema_decay) if spec.train.ema_decay else None
-        self.proxy = make_proxy(spec, engine, objective, steps_per_epoch)
+        self.proxy = make_proxy(spec, engine, objective, steps_per_epoch, world)
         self.total_steps = spec.train.epochs * steps_per_epoch
         warmup = round(spec.train.warmup_epochs * steps_per_epoch)
         self.factor = schedule(spec.train, self.total_steps, warmup)
-        self.lr_scale = 1.0
+        self.lr_scale = self.share = 1.0
         self.guard: Guard | None = None
 
     @property
@@ -76,7 +88,16 @@ class Learner:
         """The network that is validated and kept: the average where there is one."""
         return self.average.network if self.average else self.network
 
-    def update(self, batch: Batch, epoch: int, step: int, *, augment: Augment, preprocess: Preprocess) -> Update:
+    def update(
+        self,
+        batch: Batch,
+        epoch: int,
+        step: int,
+        *,
+        augment: Augment,
+        preprocess: Preprocess,
+        share: float = 1.0,
+    ) -> Update:
         """One update.
 
         Args:
@@ -84,7 +105,9 @@ class Learner:
             epoch, step: where the run stands; epochs count from 1, steps over the whole run from 0.
             augment: of the pixels, then of inputs and targets.
             preprocess: whose normalisation applies.
+            share: of the whole batch, which other processes have the rest of.
         """
+        self.share = share
         device = self.engine.device
         pixels = augment.pixels(batch, epoch)
         size = size_at(step / self.total_steps, self.spec.speed, full=pixels.shape[-1])
@@ -99,7 +122,7 @@ class Learner:
     def learn(self, inputs: Tensor, targets: Tensor, step: int) -> Update:
         """One update on inputs (B, C, S, S), normalised, and targets (B,) or (B, K). Raises BadNumbers."""
         train = self.spec.train
-        randomness.seed_network(seed=train.seed, step=step)
+        randomness.seed_network(seed=train.seed, step=step, rank=self.world.rank)
         self._set_modes(step)
         lr = train.lr * self.factor(step) * self.lr_scale
         set_lr(self.optimizer, lr)
@@ -123,6 +146,7 @@ class Learner:
         after Mindermann et al. 2022, arXiv:2206.07137); without one the network's own chooses, in evaluation mode.
         """
         if self.proxy:
+            self.proxy.share = self.share
             logits = self.proxy.learn(inputs, targets, step).logits
         else:
             self.network.eval()
@@ -141,20 +165,30 @@ class Learner:
         count = -(-len(inputs) // (self.engine.micro_batch or len(inputs)))
         parts = zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True)  # none is a leftover of one
         losses, rights, outputs = [], [], []
-        for x, y in parts:
-            logits = self._computed(x)
-            loss = self.objective.loss(logits, y) * (len(x) / len(inputs))
-            loss.backward()
+        for number, (x, y) in enumerate(parts, 1):
+            with self._averaged(number == count):
+                logits = self._computed(x)
+                loss = self.objective.loss(logits, y) * (len(x) / len(inputs))
+                alone = self.world.size == 1  # else the mean over processes is to be that over the whole batch
+                (loss if alone else loss * (self.share * self.world.size)).backward()
             losses.append(loss.detach())
             outputs.append(logits.detach())
             rights.append(self.objective.right(outputs[-1], y))
         return torch.stack(losses).sum(), torch.stack(rights).sum(), torch.cat(outputs)
 
     def use(self, engine: Engine) -> None:
-        """Compute in another way from now on, on the same device."""
-        self.engine, self.forward = engine, engine.forward(self.network)
+        """Compute in this way from now on, on the same device."""
+        network = self.spec.network
+        all_used = isinstance(network, NetworkSpec) and not (network.drop_path and network.drop_path_by == "batch")
+        self.parallel = self.world.wrapped(self.network, all_used=all_used)
+        self.engine, self.forward = engine, engine.forward(self.parallel)
         if self.proxy:
             self.proxy.use(engine)
+
+    def _averaged(self, last: bool) -> contextlib.AbstractContextManager:
+        """The context of a micro-batch: gradients are averaged over processes in the last one's backward pass."""
+        wait = isinstance(self.parallel, DistributedDataParallel) and not last
+        return self.parallel.no_sync() if wait else contextlib.nullcontext()  # pyrefly: ignore[not-callable]
 
     def _computed(self, inputs: Tensor) -> Tensor:
         """The network's logits, as in training."""
@@ -172,6 +206,8 @@ class Learner:
         if self.thaw_step and step >= self.thaw_step and self.frozen:
             self._rest(False)
             self.frozen = []
+            if self.world.size > 1:
+                self.use(self.engine)  # whose gradients are averaged is settled there
         for part in self.frozen:
             for module in part.modules:
                 module.eval()
@@ -181,7 +217,9 @@ class Learner:
                     module.eval()
 
 
-def make_proxy(spec: RunSpec, engine: Engine, objective: Objective, steps_per_epoch: int) -> Learner | None:
+def make_proxy(
+    spec: RunSpec, engine: Engine, objective: Objective, steps_per_epoch: int, world: World = ALONE
+) -> Learner | None:
     """The small network that says which images are hard: a quarter of the width, trained alike; None where not wanted.
 
     Raises:
@@ -196,7 +234,7 @@ def make_proxy(spec: RunSpec, engine: Engine, objective: Objective, steps_per_ep
     train = dataclasses.replace(spec.train, freeze="", ema_decay=0.0, layer_decay=1.0)
     network = build(small, seed=spec.train.seed)
     alike = dataclasses.replace(spec, network=small, speed=speed, train=train)
-    return Learner(network, alike, engine, objective=objective, steps_per_epoch=steps_per_epoch)
+    return Learner(network, alike, engine, objective=objective, steps_per_epoch=steps_per_epoch, world=world)
 
 
 def narrower(network: NetworkSpec) -> NetworkSpec:

@@ -1,5 +1,7 @@
 """The verb: from what was asked to a trained run."""
 
+import contextlib
+import io
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from skipway.training.loop import HOOKS, Hooks, Trainer
 from skipway.training.place import claimed, find_place
 from skipway.training.plan import Plan, make_plan
 from skipway.training.start import NoWeights
+from skipway.training.world import joined
 
 
 def train(
@@ -56,19 +59,21 @@ def train(
         >>> run = skipway.train("photos", network="resnet18", settings={"train": {"epochs": 5}})  # doctest: +SKIP
     """
     asked = asked_spec(data, network=network, recipe=recipe, config=config, settings=settings, trust_code=trust_code)
-    console = console or Console(emoji=False)
-    with console.status(Text(f"reading {asked.data.path}")):
-        plan = _plan(asked, Path(out) if out else None)
-    place = find_place(plan.spec, Path(out) if out else None)
-    if place.finished:
-        text = f"{place.folder} is finished{place.finished}; nothing to do. Choose another --out for a new run."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-        return Run.open(place.folder)
-    with claimed(place.folder):
-        trainer = Trainer(plan, place.folder, console, resume=place.resume, hooks=hooks)
-        trainer.notes += [f"changed since the run began: {row}" for row in place.changed]
-        del plan  # and with it the weights that were given
-        return trainer.fit()
+    with joined(asked.safety.timeout_s) as world:
+        console = (console or Console(emoji=False)) if world.is_first else Console(file=io.StringIO())
+        with console.status(Text(f"reading {asked.data.path}")):
+            plan = _plan(asked, Path(out) if out else None)
+        place = world.first_does(lambda: find_place(plan.spec, Path(out) if out else None))
+        if place.finished:
+            text = f"{place.folder} is finished{place.finished}; nothing to do. Choose another --out for a new run."
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            return Run(place.folder)
+        with contextlib.ExitStack() as stack:
+            world.first_does(lambda: stack.enter_context(claimed(place.folder)))
+            trainer = Trainer(plan, place.folder, console, resume=place.resume, hooks=hooks, world=world)
+            trainer.notes += [f"changed since the run began: {row}" for row in place.changed]
+            plan = trainer.plan  # without the weights that were given
+            return trainer.fit()
 
 
 def resume(
