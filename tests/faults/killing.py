@@ -1,9 +1,11 @@
 """Kill a run at chosen moments, over and over, until it comes to its end."""
 
+import contextlib
 import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -47,41 +49,82 @@ def context() -> Any:
     return made
 
 
-def start(job: Job) -> multiprocessing.Process:
-    """A run in a process of its own."""
-    Marks(Path(job.marks)).clear()
-    process = context().Process(target=victim.run, args=(job,))
-    process.start()
-    return process
+class Party:
+    """The processes of a run.
+
+    Args:
+        job: what they do.
+    """
+
+    def __init__(self, job: Job):
+        Marks(Path(job.marks)).clear()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.processes = [context().Process(target=victim.run, args=(job, rank, port)) for rank in range(job.world)]
+        for process in self.processes:
+            process.start()
+
+    def is_alive(self) -> bool:
+        """Whether all are."""
+        return all(process.is_alive() for process in self.processes)
+
+    def join(self, seconds: float) -> None:
+        """Wait for all."""
+        until = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(until - time.monotonic(), 0))
+
+    def kill(self, rng: random.Random) -> None:
+        """Kill one, or now and then all; the others end by themselves."""
+        for process in self.processes if rng.random() < 0.3 else [rng.choice(self.processes)]:
+            kill_group(process)
+        self.join(PATIENCE)
+        assert not any(process.is_alive() for process in self.processes), "a process outlived its partner"
+
+    @property
+    def exit_codes(self) -> set[int | None]:
+        """Of all."""
+        return {process.exitcode for process in self.processes}
+
+
+def kill_group(process: multiprocessing.Process) -> None:
+    """SIGKILL to a process and its workers."""
+    with contextlib.suppress(ProcessLookupError):
+        assert process.pid is not None
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.join()
 
 
 def finish(job: Job) -> None:
     """Let a run come to its end."""
-    process = start(job)
-    process.join(PATIENCE)
-    assert process.exitcode == 0, process.exitcode
+    party = Party(job)
+    party.join(PATIENCE)
+    assert party.exit_codes == {0}, party.exit_codes
 
 
 def kill_once(job: Job, rng: random.Random) -> list[str] | None:
     """Start a run, kill it somewhere; the phases that the kill fell into, None where it came to its end before."""
-    process, marks = start(job), Marks(Path(job.marks))
+    party, marks = Party(job), Marks(Path(job.marks))
     aim = rng.choices(list(PHASE), list(PHASE.values()))[0]
     begun = time.monotonic()
     if aim == "anywhere":
-        process.join(rng.uniform(0.05, 2.5))
+        party.join(rng.uniform(0.05, 2.5))
     else:
         for _ in range(rng.choice((1, 1, 2, 3)) if aim != "resume" else 1):
-            while process.is_alive() and not marks[aim] and time.monotonic() - begun < PATIENCE:
+            while party.is_alive() and not marks[aim] and time.monotonic() - begun < PATIENCE:
                 time.sleep(0.0005)
             time.sleep(rng.uniform(0, 0.03))
-    if not process.is_alive():
-        process.join()
-        assert process.exitcode == 0, process.exitcode
+    if not party.is_alive():
+        party.join(PATIENCE)
+        assert party.exit_codes == {0}, party.exit_codes
         return None
-    assert process.pid is not None
-    os.killpg(os.getpgid(process.pid), signal.SIGKILL) if os.getpgid(process.pid) == process.pid else process.kill()
-    process.join()
-    return marks.now()
+    phases = marks.now()
+    party.kill(rng)
+    return phases
 
 
 def undisturbed(job: Job) -> tuple[str, dict[int, set[str]]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import make_photos
-from killing import Tally, finish, kill_once, killed, start, undisturbed
+from killing import Party, Tally, finish, kill_once, killed, undisturbed
 from victim import Job, Marks, fingerprint
 
 pytestmark = pytest.mark.faults
@@ -17,14 +17,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"cache": "off"},
     "augment": {"mixup": 0.2, "flip": True, "pad_crop": 0.1},
     "train": {"epochs": 3, "batch_size": 12, "lr": 0.05, "ema_decay": 0.9, "optimizer": "adamw"},
-    "safety": {"save_steps": 3},
+    "safety": {"save_steps": 3, "timeout_s": 20},
 }
 WAYS = [
     {"workers": workers, "micro_batch": micro_batch, "streamed": streamed}
     for streamed in (False, True)
     for workers in (0, 2)
     for micro_batch in (0, 6)
-]
+] + [{"world": 2, "workers": workers, "micro_batch": micro} for workers, micro in ((0, 0), (2, 3))]
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("killed") / "photos", classes=("a", "b", "c"), num=40)
 
 
-def job_of(photos: Path, out: Path, *, workers: int = 0, micro_batch: int = 0, streamed: bool = False) -> Job:
+def job_of(
+    photos: Path, out: Path, *, workers: int = 0, micro_batch: int = 0, streamed: bool = False, world: int = 1
+) -> Job:
     out.mkdir(parents=True)
     settings = {**SETTINGS, "data": SETTINGS["data"] | {"workers": workers}, "speed": {"micro_batch": micro_batch}}
-    return Job(str(photos), str(out / "run"), settings, str(out / "marks"), str(out / "log"), 0.004, streamed)
+    where = (str(out / "run"), settings, str(out / "marks"), str(out / "log"))
+    return Job(str(photos), *where, slow_s=0.004, streamed=streamed, world=world)
 
 
 def check(photos: Path, folder: Path, ways: list[dict[str, Any]], runs: int, seed: int) -> Tally:
@@ -51,14 +54,14 @@ def check(photos: Path, folder: Path, ways: list[dict[str, Any]], runs: int, see
 
 
 def test_killed_runs_end_with_the_same_bits(photos: Path, tmp_path: Path):
-    tally = check(photos, tmp_path, [WAYS[0], WAYS[7]], runs=4, seed=1)
+    tally = check(photos, tmp_path, [WAYS[0], WAYS[7], WAYS[8]], runs=6, seed=1)
     assert tally.kills["all"] >= 4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_sixty_killed_runs_end_with_the_same_bits(photos: Path, tmp_path: Path):
-    tally = check(photos, tmp_path, WAYS, runs=64, seed=2)
+def test_seventy_killed_runs_end_with_the_same_bits(photos: Path, tmp_path: Path):
+    tally = check(photos, tmp_path, WAYS, runs=70, seed=2)
     assert tally.share("save") >= 0.3
     assert tally.share("validation") >= 0.1
     assert tally.share("resume") >= 0.1
@@ -69,13 +72,12 @@ def test_a_part_that_is_left_out_is_noticed(photos: Path, tmp_path: Path, part: 
     """The control: each part of the state counts, and the check sees it missing."""
     whole, _ = undisturbed(job_of(photos, tmp_path / "whole"))
     job = job_of(photos, tmp_path / "cut")
-    process, marks, log = start(job), Marks(Path(job.marks)), Path(job.log)
-    while process.is_alive() and not (log.exists() and len(log.read_text().splitlines()) >= 14):
+    party, marks, log = Party(job), Marks(Path(job.marks)), Path(job.log)
+    while party.is_alive() and not (log.exists() and len(log.read_text().splitlines()) >= 14):
         pass
-    while process.is_alive() and marks["save"]:
+    while party.is_alive() and marks["save"]:
         pass
-    process.kill()
-    process.join()
+    party.kill(random.Random(0))
     finish(replace(job, forget=part, slow_s=0.0))
     assert (fingerprint(Path(job.out)) == whole) is (part == "")
 

@@ -23,8 +23,18 @@ from skipway.training.checkpoint import STATE, Position
 from skipway.training.loop import Trainer
 from skipway.training.step import Learner
 from skipway.training.vault import Vault
+from skipway.training.world import WorldError
 
 PHASES = ("save", "validation", "resume", "step")
+MARKED: list[tuple[Any, str, str]] = [
+    (Trainer, "_save", "save"),
+    (Vault, "write", "save"),
+    (Trainer, "_validate", "validation"),
+    (loop, "load_newest", "resume"),
+    (loop, "begin", "resume"),
+    (Learner, "update", "step"),
+]
+LOST = 7  # exit code of a process whose partner was killed
 
 
 class Marks:
@@ -69,6 +79,7 @@ class Job:
         slow_s: what each fsync takes more than it would.
         streamed: images are read from their files in each epoch.
         forget: a part of the state that is not put back, to show that the check would notice.
+        world: how many processes train together.
     """
 
     data: str
@@ -79,29 +90,32 @@ class Job:
     slow_s: float = 0.0
     streamed: bool = False
     forget: str = ""
+    world: int = 1
 
 
-def run(job: Job) -> None:
-    """Train, or go on."""
+def run(job: Job, rank: int = 0, port: int = 0) -> None:
+    """Train, or go on; one process of `job.world`."""
     os.setsid()  # its workers die with it
+    if job.world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.world)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     torch.set_num_threads(1)
-    marks = Marks(Path(job.marks))
-    marks.clear()
-    _mark(Trainer, "_save", marks, "save")
-    _mark(Vault, "write", marks, "save")
-    _mark(Trainer, "_validate", marks, "validation")
-    _mark(loop, "load_newest", marks, "resume")
-    _mark(loop, "begin", marks, "resume")
-    _mark(Learner, "update", marks, "step")
+    if rank == 0:
+        marks = Marks(Path(job.marks))
+        for holder, name, phase in MARKED:
+            _mark(holder, name, marks, phase)
     if job.streamed:
         keep.IN_MEMORY = -1
     if job.slow_s:
         _slow_down(job.slow_s)
     if job.forget:
         _forget(job.forget)
-    _note_steps(Path(job.log))
-    skipway.train(job.data, settings=job.settings, out=job.out, console=Console(file=sys.stdout))
+    _note_steps(Path(job.log), rank)
+    try:
+        skipway.train(job.data, settings=job.settings, out=job.out, console=Console(file=sys.stdout))
+    except WorldError:
+        os._exit(LOST)  # another one was killed
 
 
 def _slow_down(seconds: float) -> None:
@@ -125,13 +139,13 @@ def _mark(holder: Any, name: str, marks: Marks, phase: str) -> None:
     setattr(holder, name, marked)
 
 
-def _note_steps(log: Path) -> None:
-    """A line a step: number, loss, and the samples it was made of."""
+def _note_steps(log: Path, rank: int) -> None:
+    """A line a step: number, process, loss, and the samples it was made of."""
     update = Learner.update
 
     def noted(self: Learner, batch: Any, epoch: int, step: int, **more: Any) -> Any:
         made = update(self, batch, epoch, step, **more)
-        line = f"{step} {float(made.loss).hex()} {','.join(map(str, batch.indices.tolist()))}\n"
+        line = f"{step * 100 + rank} {float(made.loss).hex()} {','.join(map(str, batch.indices.tolist()))}\n"
         number = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(number, line.encode())
         os.close(number)
@@ -180,7 +194,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def steps_of(log: Path) -> dict[int, set[str]]:
-    """What was noted of each step, by its number; one entry each, where it was always the same."""
+    """What was noted of each step of each process, by 100 x step + rank; one entry each, where it was always the same."""
     found: dict[int, set[str]] = {}
     for line in log.read_text().splitlines():
         number, _, rest = line.partition(" ")
