@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow dev clean
+.PHONY: demo test slow faults dev clean
 
 demo: $(VENV)/.installed
 	$(BIN)/skipway train --recipe demo --out runs/demo
@@ -15,6 +15,9 @@ test: $(VENV)/.test-installed
 
 slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow
+
+faults: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -m faults -s tests/faults
 
 dev: $(VENV)/.test-installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"

@@ -16,7 +16,7 @@ from rich.console import Console
 from skipway import __version__, cli_bench, cli_data, cli_search, cli_train, tables
 from skipway.errors import InputError, ReadError, unknown
 from skipway.flags import NetworkFlags, TrustCode, settings_of
-from skipway.terminal import BAD_INPUT, DONE, console, print_json
+from skipway.terminal import BAD_INPUT, DONE, STOPPED, console, print_json
 
 app = App(
     name="skipway",
@@ -224,7 +224,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, InputError) as error:
-        code = _fail(str(error))
+        code = _fail(str(error), getattr(error, "code", BAD_INPUT))
+        if code == STOPPED:  # another process is lost, and what waits for it would wait on
+            sys.stdout.flush()
+            os._exit(code)
     except BrokenPipeError:
         code = DONE
     except OSError as error:

@@ -27,7 +27,9 @@ BEAT_S = 1.0
 
 
 class WorldError(InputError):
-    """Another process of the run is gone, hangs, or has failed."""
+    """Another process of the run is gone, hangs, or has failed; the run can go on."""
+
+    code = 75  # of the command
 
 
 @dataclass
@@ -167,13 +169,18 @@ def joined(timeout_s: float) -> Iterator[World]:
     try:
         yield world
     except (RuntimeError, dist.DistError) as error:
-        if not is_lost(error):
-            raise
-        raise WorldError(f"{pulse.lost() or 'another process of the run is gone'} ({_first_line(error)})") from error
-    finally:
+        if is_lost(error):
+            why = pulse.lost() or "another process of the run is gone"
+            raise WorldError(f"{why}; start all again, and the run goes on ({_first_line(error)})") from error
         pulse.stop()
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group()
+        dist.destroy_process_group()  # so that the others need not wait
+        raise
+    except BaseException:
+        pulse.stop()
+        dist.destroy_process_group()
+        raise
+    pulse.stop()
+    dist.destroy_process_group()
 
 
 LOST = ("Connection closed by peer", "Connection reset", "imed out", "timeout", "Broken pipe", "NCCL")
@@ -223,7 +230,14 @@ class Pulse:
                 self._beat()
 
     def lost(self) -> str:
-        """Which processes are silent, or behind, in words; "" where none is, or nobody can be asked."""
+        """Which processes are silent, or behind, in words; "" where none is."""
+        said: list[str] = []
+        asking = threading.Thread(target=lambda: said.append(self._lost()), daemon=True)
+        asking.start()
+        asking.join(6 * BEAT_S)
+        return said[0] if said else "the machine that the processes meet at cannot be reached"
+
+    def _lost(self) -> str:
         before = self._heard()
         time.sleep(3 * BEAT_S)
         now = self._heard()
