@@ -16,6 +16,9 @@ class SpeedSpec:
     kernels: Literal["auto", "on", "off"] = option(
         "auto", "skipway's own kernels for batch norm, addition and activation on the CPU; auto: where they can be made"
     )
+    deterministic: bool = option(
+        True, "on an accelerator, operators that give the same bits each time; on the CPU all of them do"
+    )
     micro_batch: int = option(0, "images that go through the network at a time; 0: as many as fit the memory", low=0)
     threads: int = option(0, "threads on the CPU; 0: one a core", low=0, high=4096)
     start_size: int = option(0, "pixels a side in the first epochs, growing to image_size; 0: full size at once", low=0)

@@ -7,6 +7,7 @@ bits.
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,7 @@ class Engine:
         kernels: whether skipway's own kernels take norms, additions and activations.
         micro_batch: images at a time; 0: the whole batch.
         threads: on the CPU.
+        deterministic: whether an accelerator is held to operators that give the same bits each time.
     """
 
     device: torch.device
@@ -43,6 +45,7 @@ class Engine:
     kernels: bool = False
     micro_batch: int = 0
     threads: int = 0
+    deterministic: bool = True
 
     @property
     def layout(self) -> torch.memory_format:
@@ -55,6 +58,10 @@ class Engine:
             torch.set_num_threads(self.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
+        else:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not be
+            torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+            torch.backends.cudnn.benchmark = not self.deterministic
         return network.to(self.device).to(memory_format=self.layout)
 
     def forward(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -128,7 +135,10 @@ def choose_engine(plan: Plan, processes: int = 1) -> tuple[Engine, list[str]]:
         kernels=own,
         micro_batch=micro,
         threads=threads,
+        deterministic=speed.deterministic,
     )
+    if not on_cpu and speed.deterministic:
+        said.append("operators that give the same bits each time; --no-deterministic may be faster")
     return engine, said
 
 
