@@ -19,6 +19,9 @@ class SpeedSpec:
     deterministic: bool = option(
         True, "on an accelerator, operators that give the same bits each time; on the CPU all of them do"
     )
+    shard: bool = option(
+        False, "several processes: weights, gradients and the optimizer's memory are shared out over them (FSDP2)"
+    )
     micro_batch: int = option(0, "images that go through the network at a time; 0: as many as fit the memory", low=0)
     threads: int = option(0, "threads on the CPU; 0: one a core", low=0, high=4096)
     start_size: int = option(0, "pixels a side in the first epochs, growing to image_size; 0: full size at once", low=0)

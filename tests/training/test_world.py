@@ -40,7 +40,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("world") / "photos", classes=("a", "b", "c"), num=17)
 
 
-@pytest.mark.parametrize("norm", [["--norm", "group", "--norm-groups", "4"], ["--sync-norm"]])
+GROUPS = ["--norm", "group", "--norm-groups", "4"]
+
+
+@pytest.mark.parametrize("norm", [GROUPS, ["--sync-norm"], [*GROUPS, "--shard", "--micro-batch", "3"]])
 def test_two_processes_learn_what_one_does(photos, tmp_path, norm):
     """Batches of 10 over 2, 46 training images: a sum of two means in place of one mean, rounded elsewhere."""
     for processes in (1, 2):

@@ -18,6 +18,7 @@ from skipway.training.feeding import open_loaders, settle_preprocess
 from skipway.training.finetune import frozen_note
 from skipway.training.loss import make_objective
 from skipway.training.plan import Plan
+from skipway.training.sharding import check_shardable
 from skipway.training.start import make_network
 from skipway.training.step import Learner
 from skipway.training.sync_norm import synchronised
@@ -77,6 +78,8 @@ def assemble(plan: Plan, console: Console, *, begun: Begun | None = None, world:
             f"train.batch_size {spec.train.batch_size} is too small for {world.size} processes, each of which needs "
             f"two images; --batch-size {2 * world.size} or more"
         )
+    if spec.speed.shard:
+        check_shardable(spec)
     torch.manual_seed(spec.train.seed)
     chosen: list[str] = []
     if begun:

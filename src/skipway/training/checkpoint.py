@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from skipway.nn.weight_files import read_safetensors
 from skipway.nn.weights import load_state
 from skipway.run import dense_copies
 from skipway.training.guard import BadNumbers, bad_weights
+from skipway.training.sharding import is_sharded, like, put_whole, whole
 from skipway.training.step import Learner
 from skipway.training.vault import Vault, Writer
 
@@ -88,12 +88,12 @@ def files_of(position: Position, learner: Learner) -> dict[str, Writer]:
 
 
 def state_of(learner: Learner) -> dict[str, Tensor]:
-    """Every tensor that an update changes, by name."""
-    tensors = {f"network.{k}": v for k, v in learner.network.state_dict().items()}
+    """Every tensor that an update changes, by name; where they are shared out, each process has to ask."""
+    tensors = {f"network.{k}": whole(v) for k, v in learner.network.state_dict().items()}
     if learner.average:
         tensors |= {f"average.{k}": v for k, v in learner.average.network.state_dict().items()}
     for index, state in learner.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+        tensors |= {f"optimizer.{index}.{k}": whole(v) for k, v in state.items() if isinstance(v, Tensor)}
     if learner.proxy:
         tensors |= {f"proxy.{k}": v for k, v in state_of(learner.proxy).items()}
     return tensors
@@ -133,7 +133,8 @@ def read_newest(run_folder: Path) -> tuple[dict[str, Tensor], Position, list[str
 
 def restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:
     """Put tensors of `state_of` back. Raises InputError where they are another network's."""
-    load_state(learner.network, _part(tensors, "network."), path)
+    own = _part(tensors, "network.")
+    put_whole(learner.network, own) if is_sharded(learner.network) else load_state(learner.network, own, path)
     if learner.average:
         load_state(learner.average.network, _part(tensors, "average."), path)
     state: dict[int, dict[str, Any]] = {}
@@ -142,7 +143,7 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:
         state.setdefault(int(index), {})[name] = value
     learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
     for parameter, held in learner.optimizer.state.items():  # sums over another memory layout have other bits
-        held |= {k: torch.empty_like(parameter).copy_(v) for k, v in held.items() if v.shape == parameter.shape != ()}
+        held |= {k: like(parameter, v) for k, v in held.items() if v.shape == parameter.shape != ()}
     if learner.proxy:
         restore(learner.proxy, _part(tensors, "proxy."), path)
 

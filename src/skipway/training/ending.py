@@ -1,6 +1,5 @@
 """How a run ends: with its test, pictures and summary, or stopped, to go on later."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -13,8 +12,10 @@ from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
 from skipway.evaluation.task import ManyLabels, at_once, score_with_tta
+from skipway.nn.foreign import build_any
 from skipway.nn.weight_files import read_safetensors
 from skipway.training.progress import Stops, View
+from skipway.training.sharding import whole
 from skipway.training.summary import circumstances, outcome, progress
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ def _tell(
 
 def stopped(trainer: "Trainer", view: View, why: str) -> None:
     """Leave a loadable run behind."""
+    state = {key: whole(value) for key, value in trainer.learner.kept.state_dict().items()}
     if not trainer.world.is_first:
         return
     if not trainer.position.best_epoch:
         facts = {"epoch": 0, f"val_{trainer.task.name}": None}
-        trainer.run.write_weights(*trainer.run.weights_of(trainer.learner.kept.state_dict(), facts))
+        trainer.run.write_weights(*trainer.run.weights_of(state, facts))
     draw_curves(trainer)
     summarise(trainer, "stopped")
     _end_trackers(trainer, view)
@@ -128,9 +130,9 @@ def _best(trainer: "Trainer") -> nn.Module:
     if trainer.world.size == 1:
         return trainer.learner.engine.place(trainer.run.network(trust_code=True))
     state = trainer.world.first_does(lambda: read_safetensors(trainer.run.folder / "weights.safetensors")[0])
-    network = copy.deepcopy(trainer.learner.network)
+    network = build_any(trainer.spec.network, image_size=trainer.spec.data.image_size)
     network.load_state_dict(state)
-    return network.eval()
+    return trainer.learner.engine.place(network.eval())
 
 
 def _end_trackers(trainer: "Trainer", view: View) -> None:

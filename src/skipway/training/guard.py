@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.training.loss import Objective
+from skipway.training.sharding import whole
 
 
 class BadNumbers(Exception):
@@ -59,8 +60,7 @@ class Guard:
             BadNumbers: the buffers are again what they were before it.
         """
         grads = [p.grad for p in self.network.parameters() if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(grads)) if grads else loss.new_zeros(1)
-        if torch.isfinite(loss + norms.sum()):
+        if torch.isfinite(loss + whole(nn.utils.get_total_norm(grads, foreach=True))):
             return
         what = "the gradient" if torch.isfinite(loss) else "the loss"
         with first_bad(self.network) as found:
@@ -84,7 +84,7 @@ def first_bad(network: nn.Module) -> Iterator[list[str]]:
     def look(name: str, module: nn.Module) -> Callable:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                weights = [key for key, p in module.named_parameters() if not torch.isfinite(p).all()]
+                weights = [key for key, p in module.named_parameters() if not torch.isfinite(whole(p)).all()]
                 own = f", whose {' and '.join(weights)} is not finite" if weights else ""
                 found.append(f"the first is in the output of {name} ({type(module).__name__}{own})")
 
@@ -101,7 +101,7 @@ def first_bad(network: nn.Module) -> Iterator[list[str]]:
 
 def _bad_gradients(network: nn.Module) -> str:
     """The parameters whose gradients are not finite: the last one in the network is the first in going back."""
-    bad = [k for k, p in network.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    bad = [k for k, p in network.named_parameters() if p.grad is not None and not torch.isfinite(whole(p.grad)).all()]
     if not bad:
         return "no single gradient is, but their sum"
     return f"going back, the first is the gradient of {bad[-1]} ({len(bad)} in all)"

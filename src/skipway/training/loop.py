@@ -37,6 +37,7 @@ from skipway.training.progress import StopRequested, Stops, View
 from skipway.training.records import Records, begin
 from skipway.training.recovery import WentBack, gone_bad, out_of_memory, stopped_by_numbers
 from skipway.training.saver import Saver
+from skipway.training.sharding import whole
 from skipway.training.step import Update
 from skipway.training.summary import check_same_data
 from skipway.training.trackers import need_trackers, open_trackers
@@ -131,15 +132,8 @@ class Trainer:
         notes = self.notes + bad_files_note(self.loader.bad, spec.data.bad_files)
         if self.position != Position():
             notes.append(f"going on after {self.position.told()}")
-        view = View(
-            title,
-            epochs=spec.train.epochs,
-            steps=self.plan.steps_per_epoch,
-            notes=notes,
-            done=self.position.epoch,
-            console=self.console,
-            task=self.task,
-        )
+        epochs, steps, done = spec.train.epochs, self.plan.steps_per_epoch, self.position.epoch
+        view = View(title, epochs=epochs, steps=steps, notes=notes, done=done, console=self.console, task=self.task)
         told = set(self.loader.bad)
         with contextlib.closing(self.trackers), contextlib.closing(self.saver), Stops(spec.safety.max_minutes) as stop:
             try:
@@ -252,7 +246,7 @@ class Trainer:
         """In the precision of training; each process has a part of the images."""
         self.world.same_buffers(self.learner.kept)
         size, val = at_once(self.preprocess.image_size, self.device), self.plan.splits.val
-        mine, gather = self.world.part_of_evaluation(val)
+        mine, gather = (val, lambda rows: rows) if self.spec.speed.shard else self.world.part_of_evaluation(val)
         batches = stop.watch(self.loader.batches(mine, size), alone=self.world.size == 1)
         bf16 = self.spec.train.precision == "bf16"
         return score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16, gather=gather)
@@ -276,13 +270,16 @@ class Trainer:
     def _save(self, position: Position, *, best: dict[str, Any] | None = None) -> None:
         """Copy everything, then write it beside what comes next: the best weights first, where these are."""
         self.saved_at, self.saved_batches = time.monotonic(), position.batches
-        if not self.world.is_first:
+        if not self.world.is_first and not self.spec.speed.shard:  # whose tensors all bring together
             return
         try:
             files, keep = files_of(position, self.learner), self.spec.safety.keep_checkpoints
         except BadNumbers as bad:
             raise stopped_by_numbers(self, f"{bad}; it is not saved") from bad
-        weights = self.run.weights_of(self.learner.kept.state_dict(), best) if best else None
+        kept = {key: whole(value) for key, value in self.learner.kept.state_dict().items()} if best else {}
+        if not self.world.is_first:
+            return
+        weights = self.run.weights_of(kept, best) if best else None
 
         def write() -> None:
             if weights:

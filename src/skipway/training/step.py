@@ -21,6 +21,7 @@ from skipway.training.guard import Guard
 from skipway.training.loss import Objective
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.resize import resized, size_at
+from skipway.training.sharding import is_sharded, sharded
 from skipway.training.world import ALONE, World
 
 
@@ -71,6 +72,8 @@ class Learner:
         self.resting = [p for p in learnt if not p.requires_grad]  # until freeze_epochs are over
         self.thaw_step = spec.train.freeze_epochs * steps_per_epoch
         self.network = engine.place(network)
+        if spec.speed.shard and world.size > 1:
+            sharded(self.network, engine.device, world.size)
         self._rest(not self.thaw_step)  # the optimizer knows from the start what is to learn later
         self.optimizer = make_optimizer(self.network, spec.train)
         self._rest(True)
@@ -180,13 +183,16 @@ class Learner:
         """Compute in this way from now on, on the same device."""
         network = self.spec.network
         all_used = isinstance(network, NetworkSpec) and not (network.drop_path and network.drop_path_by == "batch")
-        self.parallel = self.world.wrapped(self.network, all_used=all_used)
+        own = is_sharded(self.network)  # which averages gradients by itself
+        self.parallel = self.network if own else self.world.wrapped(self.network, all_used=all_used)
         self.engine, self.forward = engine, engine.forward(self.parallel)
         if self.proxy:
             self.proxy.use(engine)
 
     def _averaged(self, last: bool) -> contextlib.AbstractContextManager:
         """The context of a micro-batch: gradients are averaged over processes in the last one's backward pass."""
+        if is_sharded(self.parallel):
+            self.parallel.set_requires_gradient_sync(last)  # pyrefly: ignore[not-callable]
         wait = isinstance(self.parallel, DistributedDataParallel) and not last
         return self.parallel.no_sync() if wait else contextlib.nullcontext()  # pyrefly: ignore[not-callable]
 
