@@ -41,7 +41,7 @@ from skipway.training.sharding import whole
 from skipway.training.step import Update
 from skipway.training.summary import check_same_data
 from skipway.training.trackers import need_trackers, open_trackers
-from skipway.training.vault import Vault
+from skipway.training.vault import Vault, Writer
 from skipway.training.world import ALONE, World
 
 
@@ -107,13 +107,14 @@ class Trainer:
             world.first_does(lambda: self.run.write_spec(spec))  # some of it may have changed
             self.notes += passed_over
         else:
-            world.first_does(self._create)
+            files = files_of(self.position, self.learner) if world.is_first or spec.speed.shard else {}
+            world.first_does(lambda: self._create(files))
         self.records = begin(self.run, self.position, plan.steps_per_epoch, world)
         self.saved_at = self.began_at = time.monotonic()
         self.trackers, failed = open_trackers(tracked, self.run, resume=resume)
         self.notes += failed
 
-    def _create(self) -> None:
+    def _create(self, checkpoint: dict[str, Writer]) -> None:
         """The run folder, up to the first checkpoint."""
         plan = self.plan
         Run.create(self.run.folder, self.spec, plan.source.classes, self.preprocess)
@@ -122,7 +123,7 @@ class Trainer:
             self.run.write_thresholds(self.task.thresholds)
         self.run.write_text("engine.json", self.learner.engine.to_json())
         ending.summarise(self, "running")
-        self.vault.write(self.position.name, files_of(self.position, self.learner), keep=1)
+        self.vault.write(self.position.name, checkpoint, keep=1)
 
     def fit(self) -> Run:
         """All epochs that are left, then the end."""

@@ -31,6 +31,7 @@ def sharded(network: nn.Module, device: torch.device, processes: int) -> nn.Modu
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    network = network.to(memory_format=torch.contiguous_format)  # a must of fully_shard
     mesh = init_device_mesh(device.type, (processes,))
     if isinstance(network, ResNet):
         for stage in network.stages.children():
