@@ -218,6 +218,8 @@ def _say_bad(bad: dict[str, str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its code."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # else lost ones are told with stack traces
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that no terminal shows

@@ -225,8 +225,8 @@ class Pulse:
         self._store.set(str(self.rank), f"{self._beats} {self.step} {socket.gethostname()} {os.getpid()}")
 
     def _run(self) -> None:
-        while not self._ended.wait(BEAT_S):
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # the store went away, and with it those who would listen
+            while not self._ended.wait(BEAT_S):
                 self._beat()
 
     def lost(self) -> str:
