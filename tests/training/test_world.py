@@ -111,7 +111,7 @@ def batch(number: int, images: int = 3) -> Batch:
 
 
 def numbers(batches: list[Batch], count: int, *, together: bool) -> list[tuple[int, int | None]]:
-    return [(i, None if b is None else b.number) for i, b in in_step(iter(batches), count, together=together)]
+    return [(i, None if b is None else b.number) for i, b in in_step(iter(batches), count, least=2, together=together)]
 
 
 def test_in_step_has_something_for_each_number():
@@ -121,6 +121,7 @@ def test_in_step_has_something_for_each_number():
     assert numbers([], 2, together=False) == [(0, None), (1, None)]
     with pytest.raises(InputError, match="none of the training images of this process"):
         numbers([], 2, together=True)
+    assert [b and b.number for _, b in in_step([batch(0, images=1)], 1, least=1, together=False)] == [0]
 
 
 def test_lost_processes_are_told_from_other_errors():

@@ -77,12 +77,13 @@ def settle_preprocess(plan: Plan, loader: Loader) -> tuple[Preprocess, list[str]
     return settled.resized(scored_size(plan.spec.data)), [said] if said else []
 
 
-def in_step(batches: Iterable[Batch], count: int, *, together: bool) -> Iterator[tuple[int, Batch | None]]:
+def in_step(batches: Iterable[Batch], count: int, *, least: int, together: bool) -> Iterator[tuple[int, Batch | None]]:
     """So many numbers from 0 on, each with its batch; None where there is nothing to learn from in it.
 
     Args:
         batches: those with images that could be read.
         count: how many there should be.
+        least: images without which a batch teaches nothing: batch norm needs two where others of it were unreadable.
         together: other processes wait at each of them, so that there must be something in all: then a batch comes
             again in place of one without images.
 
@@ -93,7 +94,7 @@ def in_step(batches: Iterable[Batch], count: int, *, together: bool) -> Iterator
     ahead = next(left, None)
     for number in range(count):
         if ahead is not None and ahead.number == number:
-            enough = together or len(ahead.labels) > 1
+            enough = together or len(ahead.labels) >= least
             last = ahead
             yield number, ahead if enough else None
             ahead = next(left, None)

@@ -202,7 +202,7 @@ class Trainer:
         own = left if world.size == 1 else torch.cat([world.part(batch) for batch in left.split(batch_size)] or [left])
         started, before = time.perf_counter(), records.seen
         batches = self.train_loader.batches(own, len(world.part(torch.arange(batch_size)))) if len(left) else iter(())
-        for number, batch in in_step(batches, per_epoch - first, together=world.size > 1):
+        for number, batch in in_step(batches, per_epoch - first, least=min(batch_size, 2), together=world.size > 1):
             self._settle(stop)
             if batch is not None:
                 self._one(batch, view)
