@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY_FLAGS, make_photos, save_image
 from PIL import Image
 
+from skipway import durable
 from skipway.run import Run
 from skipway.training import place
 
@@ -318,14 +319,14 @@ def test_no_space_in_the_output_folder(skipway, photos, tmp_path, monkeypatch):
 
 
 def test_disk_that_fills_up_during_training(skipway, photos, monkeypatch):
-    write = Path.write_bytes
+    write = durable.write_synced
 
-    def full(self, data):
-        if self.name == ".weights.safetensors.tmp":
-            raise OSError(28, "No space left on device", str(self))
-        return write(self, data)
+    def full(path, content):
+        if path.name == ".weights.safetensors.tmp":
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(durable, "write_synced", full)
     expect_refused(skipway("train", photos, *TINY_FLAGS), "No space left on device")
 
 

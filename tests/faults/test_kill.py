@@ -54,8 +54,8 @@ def check(photos: Path, folder: Path, ways: list[dict[str, Any]], runs: int, see
 
 
 def test_killed_runs_end_with_the_same_bits(photos: Path, tmp_path: Path):
-    tally = check(photos, tmp_path, [WAYS[0], WAYS[7], WAYS[8]], runs=6, seed=1)
-    assert tally.kills["all"] >= 4
+    tally = check(photos, tmp_path, [WAYS[7]], runs=3, seed=1)
+    assert tally.kills["all"] >= 3
 
 
 @pytest.mark.slow
@@ -67,10 +67,15 @@ def test_seventy_killed_runs_end_with_the_same_bits(photos: Path, tmp_path: Path
     assert tally.share("resume") >= 0.1
 
 
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The fingerprint of a run that nobody kills."""
+    return undisturbed(job_of(photos, tmp_path_factory.mktemp("whole") / "whole"))[0]
+
+
 @pytest.mark.parametrize("part", ["", "sampler position", "batch norm", "averaged weights", "schedule", "optimizer"])
-def test_a_part_that_is_left_out_is_noticed(photos: Path, tmp_path: Path, part: str):
+def test_a_part_that_is_left_out_is_noticed(photos: Path, tmp_path: Path, whole: str, part: str):
     """The control: each part of the state counts, and the check sees it missing."""
-    whole, _ = undisturbed(job_of(photos, tmp_path / "whole"))
     job = job_of(photos, tmp_path / "cut")
     party, marks, log = Party(job), Marks(Path(job.marks)), Path(job.log)
     while party.is_alive() and not (log.exists() and len(log.read_text().splitlines()) >= 14):

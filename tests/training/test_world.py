@@ -43,7 +43,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 GROUPS = ["--norm", "group", "--norm-groups", "4"]
 
 
-@pytest.mark.parametrize("norm", [GROUPS, ["--sync-norm"], [*GROUPS, "--shard", "--micro-batch", "3"]])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(GROUPS, marks=pytest.mark.slow),
+        ["--sync-norm"],
+        pytest.param([*GROUPS, "--shard", "--micro-batch", "3"], marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_learn_what_one_does(photos, tmp_path, norm):
     """Batches of 10 over 2, 46 training images: a sum of two means in place of one mean, rounded elsewhere."""
     for processes in (1, 2):

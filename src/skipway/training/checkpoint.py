@@ -81,10 +81,16 @@ def files_of(position: Position, learner: Learner) -> dict[str, Writer]:
         BadNumbers: something in it is no finite number.
     """
     tensors = dense_copies(state_of(learner))
-    if bad := bad_weights(tensors):
+    if bad := bad_weights({key: tensors[key] for key in tensors.keys() - _free(learner)}):
         raise BadNumbers(f"{bad[0]} ({len(bad)} tensors in all)", "it is in what a checkpoint would hold", ())
     text = json.dumps(asdict(position), indent=1).encode()
     return {STATE: lambda path: save_file(tensors, path), POSITION: lambda path: path.write_bytes(text)}
+
+
+def _free(learner: Learner) -> set[str]:
+    """Buffers that may hold infinity on purpose, as a mask does: all but batch statistics."""
+    names = [name for name, _ in learner.network.named_buffers() if not name.endswith(("running_mean", "running_var"))]
+    return {f"{whose}.{name}" for name in names for whose in ("network", "average")}
 
 
 def state_of(learner: Learner) -> dict[str, Tensor]:

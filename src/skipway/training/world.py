@@ -7,7 +7,6 @@ writes. A second group, over gloo, carries what they must agree on: whether to s
 import contextlib
 import datetime
 import os
-import pickle
 import socket
 import threading
 import time
@@ -92,7 +91,7 @@ class World:
         """What a job gives that the first process alone runs; its error is every process's.
 
         Raises:
-            InputError: what the job raised; other errors become one.
+            InputError: in the other processes, whatever the job raised in the first.
         """
         if self.size == 1:
             return job()
@@ -102,13 +101,12 @@ class World:
             try:
                 result[0] = job()
             except Exception as raised:
-                error = raised
-                result[1] = raised if _travels(raised) else InputError(str(raised))
+                error, result[1] = raised, str(raised) or repr(raised)
         dist.broadcast_object_list(result, src=0, group=self.control)
         if error is not None:
             raise error
         if result[1] is not None:
-            raise result[1]
+            raise InputError(result[1])
         return result[0]
 
     def same_buffers(self, network: nn.Module) -> None:
@@ -130,14 +128,6 @@ class World:
 
 
 ALONE = World()
-
-
-def _travels(error: Exception) -> bool:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return False
-    return True
 
 
 def is_launched() -> bool:
