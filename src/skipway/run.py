@@ -12,6 +12,7 @@
     engine.json          how the machine computes it: compiled or not, how much at a time
     split.csv            which sample is in which split, by name
     summary.json         how it ended
+    bad-numbers.json     where a loss or gradient was no number: step, layer, samples
     trackers.json, tensorboard/, mlruns/, wandb/   where training also reported to them
 
 Nothing in it is a pickle. Every file is written beside its place and then moved there.
