@@ -1,9 +1,14 @@
 """The verbs `skipway train` and `skipway resume`. They are hung into the command in cli.py."""
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skipway.flags import WANTED, Flags, ResumeFlags, TrustCode, Wanted, settings_of
 from skipway.terminal import DONE, STOPPED, console
+
+if TYPE_CHECKING:
+    from skipway.run import Run
 
 
 def train(
@@ -50,7 +55,7 @@ def train(
         console=console,
         trust_code=wanted.trust_code,
     )
-    return STOPPED if run.summary.get("status") == "stopped" else DONE
+    return _code(run)
 
 
 def resume(
@@ -78,4 +83,11 @@ def resume(
     from skipway.training.train import resume as go_on
 
     made = go_on(run, settings=settings_of(flags, None), console=console, trust_code=trust_code)
-    return STOPPED if made.summary.get("status") == "stopped" else DONE
+    return _code(made)
+
+
+def _code(run: "Run") -> int:
+    """How it ended; the first of several processes says so, whose machine has the run folder."""
+    if os.environ.get("RANK", "0") != "0":
+        return DONE
+    return STOPPED if run.summary.get("status") == "stopped" else DONE

@@ -141,7 +141,7 @@ def _compare(rank: int, size: int, port: int, folder: str) -> None:
     """In each process: SyncNorm over a part of the images, beside nn.BatchNorm2d over all."""
     import torch.distributed as dist
 
-    from skipway.training.sync_norm import synchronised
+    from skipway.nn.sync_norm import synchronised
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=size)
@@ -152,7 +152,7 @@ def _compare(rank: int, size: int, port: int, folder: str) -> None:
     with torch.no_grad():
         whole.weight.copy_(torch.rand(4, generator=generator) + 0.5)
     part[0].load_state_dict(whole.state_dict())
-    part = synchronised(part)
+    part = synchronised(part, torch.device("cpu"))
     inner = part.get_submodule("0")
 
     def passed(norm: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:

@@ -166,14 +166,18 @@ def norm_act(x: Tensor, norm: nn.BatchNorm2d, act: nn.Module | None, added: Tens
         added = added.contiguous(memory_format=torch.channels_last)
     kind = KINDS[type(act) if act else None]
     y, mean, var = _NormAct.apply(x, norm.weight, norm.bias, added, norm.eps, kind)
-    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
-        total = x.numel() // x.shape[1]
-        with torch.no_grad():
-            norm.num_batches_tracked += 1
-            share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
-            norm.running_mean.lerp_(mean, share)
-            norm.running_var.lerp_(var * (total / (total - 1)), share)
+    move_statistics(norm, mean, var, x.numel() // x.shape[1])
     return y
+
+
+@torch.no_grad()
+def move_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+    """Move a norm's running statistics towards those of a batch: (C,) mean and biased variance over `count` pixels."""
+    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked += 1
+        share = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
+        norm.running_mean.lerp_(mean, share)
+        norm.running_var.lerp_(var * (count / (count - 1)), share)
 
 
 class _NormAct(torch.autograd.Function):

@@ -10,6 +10,7 @@ from skipway.data.loader import Loader
 from skipway.data.preprocess import Preprocess, plain
 from skipway.errors import InputError
 from skipway.nn.network import ResNet
+from skipway.nn.sync_norm import synchronised
 from skipway.nn.whitening import whiten
 from skipway.run import Run
 from skipway.training.engine import Engine, choose_engine, engine_of
@@ -21,7 +22,6 @@ from skipway.training.plan import Plan
 from skipway.training.sharding import check_shardable
 from skipway.training.start import make_network
 from skipway.training.step import Learner
-from skipway.training.sync_norm import synchronised
 from skipway.training.world import ALONE, World
 
 WHITENED_FROM = 5000  # training images, evenly over the split
@@ -86,7 +86,8 @@ def assemble(plan: Plan, console: Console, *, begun: Begun | None = None, world:
         engine = engine_of(begun.engine, plan)
     else:
         engine, chosen = choose_engine(plan, world.size)
-        engine = engine_of(world.first_does(engine.to_json), plan)
+        if world.size > 1:
+            engine = engine_of(world.first_does(engine.to_json), plan)
     preprocess = begun.preprocess if begun else plain(plan.source, spec.data, spec.data.image_size)
     small = preprocess.resized(spec.data.image_size)  # a run's own is of the size that it is scored at
     augment = Augment(spec.augment, small, num_classes=len(plan.source.classes), seed=spec.train.seed)
@@ -108,7 +109,7 @@ def _make_learner(
     if fresh and plan.given is None and isinstance(network, ResNet) and network.spec.stem == "whitening":
         notes = [*notes, _whiten(network, plan, loader, preprocess)]
     if spec.train.sync_norm:
-        network = synchronised(network)
+        network = synchronised(network, plan.device)
     objective = make_objective(spec.train, labels[plan.splits.train], num_classes, plan.device)
     learner = Learner(network, spec, engine, objective=objective, steps_per_epoch=plan.steps_per_epoch, world=world)
     train = spec.train

@@ -86,11 +86,11 @@ def out_of_memory(trainer: "Trainer", error: BaseException, view: View) -> None:
     """Go back to the last checkpoint, and on in pieces of half the size.
 
     Raises:
-        InputError: the pieces are single images already.
+        InputError: the pieces are single images already, or other processes would have to go back too.
         WentBack: always otherwise.
     """
-    engine = trainer.learner.engine
-    images = engine.micro_batch or trainer.spec.train.batch_size
+    engine, world = trainer.learner.engine, trainer.world
+    images = engine.micro_batch or -(-trainer.spec.train.batch_size // world.size)
     what = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
     if images <= 1:
         raise InputError(
@@ -98,9 +98,14 @@ def out_of_memory(trainer: "Trainer", error: BaseException, view: View) -> None:
             "--precision bf16"
         ) from error
     smaller = dataclasses.replace(engine, micro_batch=-(-images // 2))
-    trainer.learner.use(smaller)
-    if trainer.world.is_first:
+    if (trainer.run.folder / "engine.json").exists():  # else it is the first process's machine that has it
         trainer.run.write_text("engine.json", smaller.to_json())
+    if world.size > 1:
+        raise InputError(
+            f"out of memory with {images} images at a time ({what}); start all again, and the run goes on with "
+            f"{smaller.micro_batch} at a time"
+        ) from error
+    trainer.learner.use(smaller)
     go_back(trainer)
     view.say(
         f"  out of memory ({what}): {smaller.micro_batch} images at a time from here on, in batches as large as "

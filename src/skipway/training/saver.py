@@ -1,19 +1,13 @@
 """Writing beside training: one job at a time in a thread; what goes wrong there is raised at the next word with it."""
 
 import threading
-import time
 from collections.abc import Callable
 
 
 class Saver:
-    """A thread that writes while training goes on.
-
-    Attributes:
-        waited_s: seconds that training has waited for it.
-    """
+    """A thread that writes while training goes on."""
 
     def __init__(self) -> None:
-        self.waited_s = 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -30,9 +24,7 @@ class Saver:
     def wait(self) -> None:
         """Until the job under way is done. Raises what it raised."""
         if self._thread:
-            started = time.perf_counter()
             self._thread.join()
-            self.waited_s += time.perf_counter() - started
             self._thread = None
         self.check()
 

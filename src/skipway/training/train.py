@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -112,7 +111,7 @@ def _plan(asked: RunSpec, out: Path | None) -> Plan:
     except NoWeights:
         open_stem = isinstance(asked.network, NetworkSpec) and asked.network.stem == "auto"
         for stem in STEMS if open_stem else ("",):  # the weights settled it
-            with suppress(InputError):
+            with contextlib.suppress(InputError):
                 spec = apply(asked, {"network": {"stem": stem}}) if stem else asked
                 plan = make_plan(spec, open_given=False)
                 place = find_place(plan.spec, out)

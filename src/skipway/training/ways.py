@@ -54,12 +54,8 @@ class Way:
 
 def way_name(*, compiled: bool, kernels: bool) -> str:
     """A way in words."""
-    return {
-        (False, False): "PyTorch's operators, not compiled",
-        (True, False): "PyTorch's operators, compiled",
-        (False, True): "skipway's own kernels",
-        (True, True): "skipway's own kernels, the rest compiled",
-    }[compiled, kernels]
+    whose = "skipway's own kernels" if kernels else "PyTorch's operators"
+    return f"{whose}, {'compiled' if compiled else 'not compiled'}"
 
 
 def ways_of(device: torch.device) -> list[dict[str, str]]:

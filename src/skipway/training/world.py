@@ -38,13 +38,11 @@ class World:
     Args:
         rank: from 0.
         size: how many there are.
-        local_rank: on this machine.
         pulse: says that this process lives, and knows of the others.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     control: Any = field(default=None, repr=False)
     pulse: "Pulse | None" = field(default=None, repr=False)
 
@@ -81,8 +79,6 @@ class World:
 
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all processes, in the order of their ranks: (N_r, ...) on the CPU -> (N, ...)."""
-        if self.size == 1:
-            return rows
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, rows, group=self.control)
         return torch.cat(parts)
@@ -155,7 +151,7 @@ def joined(timeout_s: float) -> Iterator[World]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     pulse = Pulse(rank, size)
-    world = World(rank, size, local, control, pulse)
+    world = World(rank, size, control, pulse)
     try:
         yield world
     except (RuntimeError, dist.DistError) as error:

@@ -1,9 +1,11 @@
-"""Batch norm over the images of all processes, on any device (PyTorch's own is for accelerators alone)."""
+"""Batch norm over the images of all processes: PyTorch's on accelerators, which it is made for, ours on the CPU."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from skipway.nn.kernels import move_statistics
 
 
 class SyncNorm(nn.BatchNorm2d):
@@ -18,12 +20,7 @@ class SyncNorm(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         output, mean, var, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(var * (count / (count - 1)), share)
+        move_statistics(self, mean, var, count)
         return output
 
 
@@ -60,8 +57,10 @@ class _Normalise(torch.autograd.Function):
         return dx.to(x.dtype), own[1], own[0], None
 
 
-def synchronised(network: nn.Module) -> nn.Module:
-    """The network with SyncNorm in place of each nn.BatchNorm2d, which keep their parameters and buffers."""
+def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network whose batch norms see the whole batch; they keep their parameters, buffers and names."""
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:
