@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -177,6 +178,26 @@ def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda _: str(broken))
     assert "no space for it" in kernels.load()
     assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels are those of x86")
+@pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+def test_older_processors_have_kernels_too(tmp_path, level):
+    code = f"""if True:
+        import torch, skipway
+        from skipway.nn import kernels
+        kernels.FLAGS += ("-march={level}",)
+        assert not kernels.load(), kernels.load()
+        assert not kernels.call("conv_ready") and not kernels.call("conv_fits", 8, 8, 32, 32)
+        network = skipway.build("resnet18", num_classes=2)
+        x = torch.rand(4, 3, 32, 32).to(memory_format=torch.channels_last)
+        found = []
+        for own in (True, False):
+            with kernels.used(own):
+                found.append(network.to(memory_format=torch.channels_last)(x))
+        assert not torch.equal(*found) and torch.allclose(*found, atol=1e-3)
+        found[0].sum().backward()"""
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"SKIPWAY_CACHE": str(tmp_path)}, check=True)
 
 
 def test_a_damaged_library_is_made_again(loaded, tmp_path):
