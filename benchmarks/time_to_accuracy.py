@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--ablate", action="store_true", help="compare variants on validation")
     parser.add_argument("--only", default="", help="--ablate: variants whose name holds this")
     parser.add_argument("--epochs", type=int, default=0, help="another number of epochs")
+    parser.add_argument("--shared", action="store_true", help="--ablate: other work runs beside, so tell no times")
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-accuracy"))
     parser.add_argument("--write", action="store_true", help="into results.md")
     options = parser.parse_args()
@@ -137,9 +138,16 @@ def main() -> None:
             folder = options.out / f"{options.recipe}-{place}"
             rows[name].append(one_run(options, folder, settings, score_test=not options.ablate))
             print(f"{name}, seed {seed}: {told(rows[name][-1:])}", flush=True)
-    flags = (" --ablate" if options.ablate else "") + (f" --epochs {options.epochs}" if options.epochs else "")
+    flags = "".join(f" --{name}" for name in ("ablate", "shared") if getattr(options, name))
+    flags += f" --epochs {options.epochs}" if options.epochs else ""
     command = f"python benchmarks/time_to_accuracy.py DATA --recipe {options.recipe}{flags} --seeds {options.seeds}"
-    section = "\n".join([f"`{command}` ({machine()})", "", *(compared if options.ablate else tabled)(rows)])
+    section = "\n".join(
+        [
+            f"`{command}` ({machine()})",
+            "",
+            *(compared(rows, times=not options.shared) if options.ablate else tabled(rows)),
+        ]
+    )
     print(f"\n{section}")
     if options.write:
         put_section(
@@ -184,10 +192,11 @@ def tabled(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def compared(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+def compared(rows: dict[str, list[dict[str, Any]]], *, times: bool) -> list[str]:
     """Each variant, and its difference to the recipe of the same seed."""
     base = rows.get("the recipe", [])
-    lines = ["| variant | validation | difference | loss | T, s | T / the recipe's |", "|---|---|---|---|---|---|"]
+    titles = ["variant", "validation", "difference", "loss", *(["T, s", "T / the recipe's"] if times else [])]
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for name, some in rows.items():
         pairs = list(zip(some, base, strict=True)) if base and some is not base else []
         cells = [
@@ -197,7 +206,7 @@ def compared(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
             spread([r["train_s"] for r in some], digits=0),
             spread([a["train_s"] / b["train_s"] for a, b in pairs]) if pairs else "",
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([name, *cells][: len(titles)])} |")
     n = len(next(iter(rows.values())))
     return [*lines, "", f"n = {n} seed{'' if n == 1 else 's'}; validation: a tenth of the training images."]
 
