@@ -106,6 +106,19 @@ def _cifar(kind: str) -> ArraySource:
     return _source(kind.lower(), tuple(train.classes), pairs[0], pairs[1])
 
 
+def digits() -> ArraySource:
+    """scikit-learn's digits (Alpaydin and Kaynak 1998): 1,438 train, 359 test (every fifth), 8x8, grey."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("scikit-learn, which has the digits, is not installed: pip install 'skipway[see]'") from error
+    pixels, labels = load_digits(return_X_y=True)  # (N, 64) of 0 to 16
+    images = np.round(np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    labels = np.asarray(labels)
+    test = np.arange(len(labels)) % 5 == 4
+    return _source("digits", tuple("0123456789"), (images[~test], labels[~test]), (images[test], labels[test]))
+
+
 def _download(fetch: Callable[[Path], T], name: str, places: list[Path]) -> T:
     """Run torchvision's download, and say how to bring the files where it fails."""
     root = cache_folder()
@@ -122,6 +135,7 @@ def _download(fetch: Callable[[Path], T], name: str, places: list[Path]) -> T:
 BUILTIN: dict[str, Callable[[], ArraySource]] = {
     "fashion-sample": fashion_sample,
     "fashion": fashion,
+    "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
 }

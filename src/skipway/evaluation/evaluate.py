@@ -1,7 +1,6 @@
 """The verb: how good a run's network is, on its own data or on other data."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.loader import make_loader
-from skipway.data.open import open_source
-from skipway.data.source import Source, is_multilabel, usable
-from skipway.data.split import make_splits
 from skipway.errors import InputError
 from skipway.evaluation.labels import LabelReport, LabelScores
 from skipway.evaluation.metrics import BinaryReport, Scores
+from skipway.evaluation.opened import check_kind, data_spec_of, match_classes, open_data, parts_of
 from skipway.evaluation.task import ManyLabels, at_once, score_with_tta, task_of
 from skipway.evaluation.tta import check_tta
-from skipway.run import Model, Run, load_model
-from skipway.spec import DataSpec
+from skipway.run import Run, load_model
 
 
 @dataclass(frozen=True)
@@ -95,14 +91,14 @@ def evaluate(
     folder = run.folder if isinstance(run, Run) else Path(run)
     check_tta("none" if tta is None else tta)
     model = load_model(folder, trust_code=trust_code)
-    spec = _spec(model.spec.data, folder, data)
-    source = _open(spec, own=data is None)
-    parts = _parts(source, spec, foreign=data is not None)
+    spec = data_spec_of(model.spec.data, folder, data)
+    source = open_data(spec, own=data is None)
+    parts = parts_of(source, spec, foreign=data is not None)
     chosen = split or next(name for name in ("test", "val", "all") if name in parts)
     if chosen not in parts:
         raise InputError(f"{spec.path} has no split '{chosen}'; it has {', '.join(parts)}")
-    places = _match_classes(source.classes, model.classes, spec.path)
-    _check_kind(source, model, spec.path)
+    places = match_classes(source.classes, model.classes, spec.path)
+    check_kind(source, model, spec.path)
     loader = make_loader(source, model.preprocess, spec)
     size = at_once(model.preprocess.image_size, torch.device("cpu"))
     batches = loader.batches(parts[chosen], size)
@@ -117,25 +113,6 @@ def evaluate(
     classes = source.classes if isinstance(task, ManyLabels) else model.classes
     result = _evaluation(scores, classes, data=spec.path, split=chosen, bad=loader.bad)
     return dataclasses.replace(result, tta=_beside(averaged, kind)) if averaged else result
-
-
-def _spec(own: DataSpec, run: Path, data: str | Path | None) -> DataSpec:
-    """What to open: other data without what names images of the run's own, or those, split as they were."""
-    if data is not None:
-        return dataclasses.replace(own, path=str(data), group="", exclude="", split_file="", folds=0, fold=0)
-    written = run / "split.csv"
-    return dataclasses.replace(own, split_file=str(written), group="", folds=0, fold=0) if written.is_file() else own
-
-
-def _open(spec: DataSpec, *, own: bool) -> Source:
-    """The data to score on. Raises InputError, which says what to do where the run's own are not there."""
-    try:
-        return open_source(spec)
-    except InputError as error:
-        if own:  # the run may come from another machine or folder
-            here = "" if os.path.isabs(spec.path) else " (as seen from where the run was started)"
-            raise InputError(f"the run's own data{here}: {error}. Name the data: skipway evaluate RUN DATA") from error
-        raise
 
 
 def _evaluation(
@@ -187,35 +164,3 @@ class _Columns(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """(B, K) -> (B, number of places)."""
         return logits[:, self.places]
-
-
-def _check_kind(source: Source, model: Model, path: str) -> None:
-    """Refuse images that are not of the network's kind. Raises InputError."""
-    if source.channels != model.preprocess.channels:
-        raise InputError(f"{path} has {source.channels} channels, the network takes {model.preprocess.channels}")
-    if is_multilabel(source) != (model.thresholds is not None):
-        data, network = ("several", "one") if is_multilabel(source) else ("one", "several")
-        raise InputError(
-            f"{path} has {data} label{'s' * (data != 'one')} an image, the network was trained for {network}"
-        )
-
-
-def _parts(source: Source, spec: DataSpec, *, foreign: bool) -> dict[str, Tensor]:
-    """Split name -> indices. Data of its own is split as in training; other data as it comes."""
-    everything = usable(source)
-    if foreign:
-        return {**source.splits, "all": everything}
-    splits = make_splits(source, spec)
-    parts = {"train": splits.train, "val": splits.val, "all": everything}
-    return parts if splits.test is None else {**parts, "test": splits.test}
-
-
-def _match_classes(names: tuple[str, ...], known: tuple[str, ...], path: str) -> Tensor:
-    """The data's labels -> the network's, by name: (K,) int64."""
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise InputError(
-            f"{path} has classes that the network does not know: {', '.join(missing[:5])} "
-            f"(it knows {', '.join(known[:10])})"
-        )
-    return torch.tensor([known.index(name) for name in names])

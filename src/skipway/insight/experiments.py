@@ -1,0 +1,13 @@
+"""Every experiment by its name, in the order of the report."""
+
+from skipway.errors import unknown
+from skipway.insight.experiment import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {}
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment of that name. Raises InputError, which lists them."""
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
