@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from skipway.errors import InputError, ReadError
     from skipway.evaluation.evaluate import Evaluation, evaluate
     from skipway.foreign_spec import ForeignSpec
+    from skipway.insight.edits import Edit
+    from skipway.insight.probe import Probe
+    from skipway.insight.see import Seen, see
     from skipway.network_spec import NetworkSpec, StageSpec
     from skipway.nn.describe import describe
     from skipway.nn.description import Description
@@ -46,6 +49,9 @@ _WHERE = {
     "errors": ("InputError", "ReadError"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "foreign_spec": ("ForeignSpec",),
+    "insight.edits": ("Edit",),
+    "insight.probe": ("Probe",),
+    "insight.see": ("Seen", "see"),
     "network_spec": ("NetworkSpec", "StageSpec"),
     "nn.describe": ("describe",),
     "nn.description": ("Description",),
@@ -68,6 +74,7 @@ __all__ = [
     "DataSpec",
     "Description",
     "Diagnosis",
+    "Edit",
     "Evaluation",
     "Finding",
     "ForeignSpec",
@@ -78,10 +85,12 @@ __all__ = [
     "Packed",
     "Prediction",
     "Predictor",
+    "Probe",
     "ReadError",
     "ResNet",
     "Run",
     "RunSpec",
+    "Seen",
     "StageSpec",
     "TrainSpec",
     "Tuning",
@@ -99,6 +108,7 @@ __all__ = [
     "preview",
     "resume",
     "save_weights",
+    "see",
     "train",
     "tune",
     "twin",

@@ -13,7 +13,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Group
 from rich.console import Console
 
-from skipway import __version__, cli_bench, cli_data, cli_search, cli_train, tables
+from skipway import __version__, cli_bench, cli_data, cli_search, cli_see, cli_train, tables
 from skipway.errors import InputError, ReadError, unknown
 from skipway.flags import NetworkFlags, TrustCode, settings_of
 from skipway.terminal import BAD_INPUT, DONE, STOPPED, console, print_json
@@ -33,6 +33,8 @@ app.command(cli_data.data)
 app.command(cli_search.find_lr)
 app.command(cli_search.tune)
 app.command(cli_bench.bench)
+app.command(cli_see.see)
+app.command(cli_see.lab)
 
 
 @app.command

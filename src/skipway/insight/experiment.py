@@ -5,17 +5,20 @@ numbers, words and tuples, kept by (weights, images, settings), so that the same
 """
 
 import hashlib
+import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
 from skipway import __version__
 from skipway.cache import cache_folder, sweep, written_beside
-from skipway.insight.plain import from_plain, to_plain, to_text
+from skipway.insight.plain import from_plain, to_text
 from skipway.insight.subject import Subject
 from skipway.insight.watch import QUIET, Watch
 
@@ -53,9 +56,8 @@ class Experiment(Generic[S, R]):
         run: (subject, settings, watch) -> result; asks the watch often, hands out partial results of the same kind.
         draw: result -> figure.
         read: result -> reading.
-        fit: (subject, seconds) -> settings that take about so long at most, or None where it cannot be done in that
+        fit: (pace, seconds) -> settings that take about so long at most, or None where it cannot be done in that
             time, or not with this network.
-        code: Python that reproduces a result, for the settings given.
     """
 
     name: str
@@ -82,13 +84,16 @@ class Pace:
 
     @cached_property
     def forward_s(self) -> float:
-        """Seconds a forward pass takes for one image, in batches of up to 100."""
+        """Seconds a forward pass takes for one image, in batches of up to 100; rounded up to a power of two.
+
+        So the settings that fit a budget are the same the next time, and what was found is found again.
+        """
         x = self.subject.seen.inputs[:100]
         with torch.no_grad():
             self.subject.network(x[:10])
             start = time.perf_counter()
             self.subject.network(x)
-        return (time.perf_counter() - start) / len(x)
+        return 2.0 ** math.ceil(math.log2((time.perf_counter() - start) / len(x)))
 
     @property
     def step_s(self) -> float:
@@ -125,18 +130,13 @@ def perform(experiment: Experiment[S, R], subject: Subject, settings: S | None =
     return result
 
 
-def _place(experiment: Experiment, subject: Subject, settings: Any):
+def _place(experiment: Experiment, subject: Subject, settings: Any) -> Path:
     key = "\0".join([experiment.name, __version__, to_text(settings), subject.fingerprint()])
     return cache_folder() / "insight" / f"{experiment.name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def _kept(place, kind: type[R]) -> R | None:
-    import json
-
+def _kept(place: Path, kind: type[R]) -> R | None:
     try:
         return from_plain(json.loads(place.read_text()), kind)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-__all__ = ["Experiment", "Pace", "Reading", "perform", "to_plain"]

@@ -131,7 +131,11 @@ def subject_of(
         InputError: no such run, network or data; or the run's data are not at their place (name them).
     """
     folder = what.folder if isinstance(what, Run) else Path(what)
-    if not isinstance(what, Run) and not folder.exists() and _is_network(str(what)):
+    if not isinstance(what, Run) and not folder.exists():
+        if not _is_network(str(what)):
+            raise InputError(
+                f"{what} is neither a run folder (or its weights) nor a network that `skipway networks` lists"
+            )
         return _untrained(str(what), data or "digits", num_images)
     model = load_model(folder, trust_code=trust_code)
     spec = data_spec_of(model.spec.data, folder, data or None)

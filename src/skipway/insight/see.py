@@ -1,0 +1,243 @@
+"""The verb: run the experiments that fit a time budget, say what they show, and write it down as one page.
+
+The budget is shared out evenly over the experiments that can be done in their share; what one does not use goes to
+the rest. Results that were found before cost nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from skipway.cache import written_beside
+from skipway.errors import InputError
+from skipway.figures import png
+from skipway.insight.experiment import Experiment, Pace, Reading, perform
+from skipway.insight.experiments import EXPERIMENTS, find_experiment
+from skipway.insight.plain import to_plain, to_text
+from skipway.insight.report import Section, page, sections_html
+from skipway.insight.style import svg
+from skipway.insight.subject import NUM_IMAGES, Subject, subject_of
+from skipway.insight.watch import Watch
+from skipway.run import Run
+
+BUDGET_S = 120.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one experiment found.
+
+    Args:
+        experiment: which.
+        settings, result: its own dataclasses.
+        reading: what the result says in words.
+        seconds: it took.
+    """
+
+    experiment: Experiment
+    settings: Any
+    result: Any
+    reading: Reading
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What `see` found. Jupyter and marimo show it as the page does.
+
+    Args:
+        title: of what was looked at.
+        page: the HTML file, which needs no network; pictures (SVG, PNG) and results (JSON) are beside it.
+        findings: one an experiment, in order.
+        left_out: experiments that were not run, with the reason.
+    """
+
+    title: str
+    page: Path
+    findings: tuple[Finding, ...]
+    left_out: dict[str, str]
+
+    def _repr_html_(self) -> str:
+        return sections_html([_section(self.title, f) for f in self.findings], self.left_out)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An experiment that is to be run, with its settings and its share of the time in seconds."""
+
+    experiment: Experiment
+    settings: Any
+    share_s: float
+
+
+def see(
+    what: Run | str | Path,
+    *,
+    only: Sequence[str] = (),
+    budget_s: float = BUDGET_S,
+    data: str = "",
+    out: str | Path = "",
+    trust_code: bool = False,
+    console: Console | None = None,
+) -> Seen:
+    """Look into a network: run the experiments that fit into the budget and write the page.
+
+    Args:
+        what: a run, its folder or weights.safetensors, or a network's name (with fresh weights).
+        only: names of experiments; default: all that can be done.
+        budget_s: seconds for all of them together.
+        data: other images than the run's own.
+        out: folder to write into; default: `see` in the run's folder, else `see-NAME` here.
+        trust_code: run the code that makes the network, where that is neither skipway's nor a library's.
+        console: where progress and readings are printed; default: nowhere.
+
+    Returns:
+        A Seen.
+
+    Raises:
+        InputError: no such run, network, data or experiment, a network whose blocks are unknown, or a folder that
+            cannot be written.
+    """
+    if not budget_s > 0:
+        raise InputError(f"budget must be more than 0 seconds, got {budget_s:g}")
+    names = [find_experiment(name).name for name in only] or list(EXPERIMENTS)
+    started = time.monotonic()
+    console = console or Console(quiet=True)
+    with console.status("looking for the images"):
+        subject = subject_of(what, data, num_images=NUM_IMAGES, trust_code=trust_code)
+        planned, left_out = plan(Pace(subject), [EXPERIMENTS[name] for name in names], budget_s)
+    folder = _folder(subject, out)
+    console.print(told(subject, planned, left_out, budget_s), markup=False, highlight=False, soft_wrap=True)
+    findings = list(_perform(subject, planned, started + budget_s, console))
+    for finding in findings:
+        _write(folder, finding)
+    made = Seen(subject.title, folder / "index.html", tuple(findings), left_out)
+    sections = [_section(subject.title, f) for f in findings]
+    _write_text(made.page, page(f"skipway see: {subject.title}", _facts(subject), sections, left_out))
+    return made
+
+
+def plan(pace: Pace, experiments: Sequence[Experiment], budget_s: float) -> tuple[list[Planned], dict[str, str]]:
+    """What is run, with which settings; and what is not, with the reason."""
+    wanted = list(experiments)
+    while True:
+        share = budget_s / max(len(wanted), 1)
+        settings = {e.name: e.fit(pace, share) for e in wanted}
+        fitting = [e for e in wanted if settings[e.name] is not None]
+        if len(fitting) == len(wanted):
+            break
+        wanted = fitting
+    left_out = {}
+    for experiment in experiments:
+        if experiment not in wanted:
+            able = experiment.fit(pace, float("inf")) is not None
+            left_out[experiment.name] = (
+                f"more than its {share:.0f} s are needed: --budget, or --only {experiment.name}"
+                if able
+                else "it needs a network of skipway's own"
+            )
+    return [Planned(e, settings[e.name], share) for e in wanted], left_out
+
+
+def told(subject: Subject, planned: Sequence[Planned], left_out: dict[str, str], budget_s: float) -> str:
+    """What is about to be done, in advance."""
+    images = f"{len(subject.seen):,} images of validation"
+    names = ", ".join(p.experiment.name for p in planned)
+    lines = [f"{subject.title}: {len(planned)} experiments in {_minutes(budget_s)} at most, on {images}: {names}"]
+    lines += [f"without {name}: {why}" for name, why in left_out.items()]
+    return "\n".join(lines)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _perform(subject: Subject, planned: Sequence[Planned], end: float, console: Console) -> Iterator[Finding]:
+    """Each experiment's finding, with a bar while it is made."""
+    columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bars:
+        for number, each in enumerate(planned):
+            task = bars.add_task(each.experiment.name, total=1.0)
+            begun = time.monotonic()
+            deadline = begun + max((end - begun) / (len(planned) - number), 1.0)
+            watch = Watch(on_progress=_mover(bars, task), deadline=deadline)
+            result = perform(each.experiment, subject, each.settings, watch=watch)
+            bars.remove_task(task)
+            reading = each.experiment.read(result)
+            console.print(said(each.experiment, reading), markup=False, highlight=False, soft_wrap=True)
+            yield Finding(each.experiment, each.settings, result, reading, time.monotonic() - begun)
+
+
+def _mover(bars: Progress, task: Any) -> Callable[[float], None]:
+    return lambda share: bars.update(task, completed=share)
+
+
+def said(experiment: Experiment, reading: Reading) -> str:
+    """An experiment's reading as the command prints it."""
+    lines = [f"\n{experiment.title} [{reading.verdict}]", *(f"  {sentence}" for sentence in reading.sentences)]
+    return "\n".join(lines)
+
+
+def _section(title: str, finding: Finding) -> Section:
+    experiment = finding.experiment
+    kind = type(finding.settings).__name__
+    module, function = f"skipway.insight.{experiment.name}", experiment.run.__name__
+    code = (
+        f"from {module} import {function}, {kind}\n"
+        "from skipway.insight.subject import subject_of\n\n"
+        f"result = {function}(subject_of({title!r}), {finding.settings!r})"
+    )
+    picture = svg(experiment.draw(finding.result))
+    words = experiment.title, experiment.paper, experiment.claim
+    return Section(experiment.name, *words, finding.reading, picture, code, finding.seconds)
+
+
+def _facts(subject: Subject) -> str:
+    weights = "trained" if subject.trained else "with fresh weights"
+    count = sum(p.numel() for p in subject.network.parameters())
+    return (
+        f"{subject.spec.network.name}, {count:,} parameters, {weights}; {len(subject.seen):,} validation images "
+        f"and {len(subject.train):,} training images of {subject.spec.data.path}"
+    )
+
+
+def _folder(subject: Subject, out: str | Path) -> Path:
+    """Where to write; made. Raises InputError."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(subject.title).name)
+    folder = Path(out) if str(out) else subject.run.folder / "see" if subject.run else Path(f"see-{name}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror or error}; name another with --out") from error
+    return folder
+
+
+def _write(folder: Path, finding: Finding) -> None:
+    """The picture as SVG and PNG, the result as JSON."""
+    experiment, figure = finding.experiment, finding.experiment.draw(finding.result)
+    _write_text(folder / f"{experiment.name}.svg", svg(figure))
+    _write_bytes(folder / f"{experiment.name}.png", png(figure))
+    record = {
+        "experiment": experiment.name,
+        "settings": to_plain(finding.settings),
+        "reading": to_plain(finding.reading),
+        "result": to_plain(finding.result),
+    }
+    _write_text(folder / f"{experiment.name}.json", to_text(record))
+
+
+def _write_text(path: Path, text: str) -> None:
+    _write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    try:
+        with written_beside(path) as beside:
+            beside.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}; name a folder with --out") from error
