@@ -1,7 +1,13 @@
-"""results.md: a section for each benchmark, put in place of what stands under its heading."""
+"""results.md: a section for each benchmark, put in place of what stands under its heading; which machine it was."""
 
+import os
+import platform
 import re
 from pathlib import Path
+
+import torch
+
+from skipway.training.machine import device_name
 
 PAGE = Path(__file__).parent / "results.md"
 
@@ -24,3 +30,9 @@ def replaced(text: str, heading: str, section: str) -> str:
     if not found:
         return f"{text.rstrip()}\n\n{made}"
     return f"{text[: found.start()]}{made}\n{text[found.end() :]}".rstrip() + "\n"
+
+
+def machine() -> str:
+    """What figures hold for."""
+    device = device_name(torch.device("cpu"))
+    return f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"

@@ -17,20 +17,19 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from results_page import put_section
+from results_page import machine, put_section
 from rich.console import Console
 
 import skipway
 from skipway.run import Run
 from skipway.training.loop import Hooks
-from skipway.training.machine import device_name, keep_freed_memory
+from skipway.training.machine import keep_freed_memory
 from skipway.training.roofline import yardstick
 
 PUBLISHED = 776.0  # seconds x TFLOP/s of the hand-tuned published recipe
@@ -153,12 +152,6 @@ def main() -> None:
         put_section(
             f"## {'What each trick is worth' if options.ablate else 'Time to accuracy'}: {options.recipe}", section
         )
-
-
-def machine() -> str:
-    """What the figures hold for."""
-    device = device_name(torch.device("cpu"))
-    return f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def told(rows: list[dict[str, Any]]) -> str:
