@@ -12,6 +12,7 @@
     engine.json          how the machine computes it: compiled or not, how much at a time
     split.csv            which sample is in which split, by name
     summary.json         how it ended
+    see/                 what `skipway see` found
     bad-numbers.json     where a loss or gradient was no number: step, layer, samples
     trackers.json, tensorboard/, mlruns/, wandb/   where training also reported to them
 
