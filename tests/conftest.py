@@ -13,10 +13,9 @@ import skipway as package
 from skipway.cli import main
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels
-from skipway.nn.weight_files import read_safetensors
 from skipway.run import Run
 from skipway.spec import RunSpec
-from skipway.training.checkpoint import STATE
+from skipway.training.parts import read_parts
 from skipway.training.vault import Vault
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +104,7 @@ def newest(folder: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a run's newest checkpoint."""
     found = Vault(Path(folder)).find().folder
     assert found is not None
-    return read_safetensors(found / STATE)[0]
+    return read_parts(found)
 
 
 def ours(spec: RunSpec) -> NetworkSpec:

@@ -53,12 +53,12 @@ Flags = _flags(SECTIONS, BY_NAME | FROM_DATA)
 NetworkFlags = _flags(["network"], BY_NAME)
 DataFlags = _flags(["data"], BY_NAME)
 ResumeFlags = _flags(
-    ["train", "data", "safety"],
+    ["train", "data", "speed", "safety"],
     {
         (section, f.name)
-        for section in ("train", "data")
+        for section in ("train", "data", "speed")
         for f in dataclasses.fields(SECTIONS[section])
-        if f.name not in ("epochs", "device", "track", "workers", "cache")
+        if f.name not in ("epochs", "device", "track", "workers", "cache", "micro_batch")
     },
 )
 PreviewFlags = _flags(["data", "augment"], BY_NAME)

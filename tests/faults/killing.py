@@ -44,6 +44,7 @@ class Tally:
 
 def context() -> Any:
     """Processes that begin with everything imported and nothing run."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else lost partners are told with stack traces
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["victim"])
     return made

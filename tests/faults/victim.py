@@ -19,8 +19,9 @@ import skipway
 from skipway.data import keep
 from skipway.nn.weight_files import read_safetensors
 from skipway.training import checkpoint, loop
-from skipway.training.checkpoint import STATE, Position
+from skipway.training.checkpoint import Position
 from skipway.training.loop import Trainer
+from skipway.training.parts import read_parts
 from skipway.training.step import Learner
 from skipway.training.vault import Vault
 from skipway.training.world import WorldError
@@ -185,8 +186,7 @@ def fingerprint(folder: Path) -> str:
     found = Vault(folder).find().folder
     assert found is not None
     digest = hashlib.sha256()
-    for path in (found / STATE, folder / "weights.safetensors"):
-        tensors = read_safetensors(path)[0]
+    for tensors in (read_parts(found), read_safetensors(folder / "weights.safetensors")[0]):
         for key in sorted(tensors):
             digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
             digest.update(tensors[key].numpy().tobytes())

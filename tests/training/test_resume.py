@@ -112,25 +112,27 @@ def test_what_may_change_and_what_may_not(skipway, photos, monkeypatch):
 
 def test_a_save_does_not_hold_up_training(photos, tmp_path, monkeypatch):
     """While a slow disk is written to, steps go on; what is written is what was when the save began."""
-    busy, steps_meanwhile = threading.Event(), [0]
+    busy, moved_on, steps_meanwhile = threading.Event(), threading.Event(), [0]
     write, step = Vault.write, Trainer._step
 
     def slow(self: Vault, *arguments: Any, **named: Any) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() and not moved_on.is_set():
             busy.set()
-            time.sleep(0.3)
+            moved_on.wait(30)  # a disk that has not done before four steps are
+            busy.clear()
         write(self, *arguments, **named)
-        busy.clear()
 
     def counted(self: Trainer, *arguments: Any) -> Any:
         steps_meanwhile[0] += busy.is_set()
+        if steps_meanwhile[0] == 4:
+            moved_on.set()
         return step(self, *arguments)
 
     whole = run_tiny(photos, tmp_path / "whole", tiny(epochs=3))
     monkeypatch.setattr(Vault, "write", slow)
     monkeypatch.setattr(Trainer, "_step", counted)
     run = run_tiny(photos, tmp_path / "run", tiny(epochs=3))
-    assert steps_meanwhile[0] >= 4
+    assert moved_on.is_set()
     assert all_same(whole, run)
 
 

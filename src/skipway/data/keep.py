@@ -7,7 +7,6 @@ was killed leaves nothing that could be taken for a cache.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from skipway.cache import cache_folder, sweep, written_beside
 from skipway.data.loader import Confirm, Kept, Loader
+from skipway.data.memory import memory
 from skipway.errors import InputError
 
 IN_MEMORY = 1 << 30  # bytes up to which decoded images are kept in memory unasked, if that is an eighth of it at most
@@ -72,14 +72,6 @@ def cache_file(loader: Loader, wanted: Tensor) -> Path | None:
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "decoded" / f"{digest[:24]}{SUFFIX}"
-
-
-def memory() -> int:
-    """Bytes of memory that this machine has."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 8 << 30
 
 
 def _is_wanted(loader: Loader, file: Path, size: int, confirm: Confirm | None) -> bool:

@@ -18,6 +18,8 @@ from skipway.training.facts import doctor_notes
 from skipway.training.feeding import open_loaders, settle_preprocess
 from skipway.training.finetune import frozen_note
 from skipway.training.loss import make_objective
+from skipway.training.pieces import engine_to_go_on
+from skipway.training.place import Before
 from skipway.training.plan import Plan
 from skipway.training.sharding import check_shardable
 from skipway.training.start import make_network
@@ -49,15 +51,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run that goes on keeps: its engine.json, its preprocessing."""
+    """What a run that goes on keeps: its engine.json, its preprocessing; and what is to be said of that."""
 
     engine: str
     preprocess: Preprocess
+    notes: list[str]
 
     @staticmethod
-    def of(run: Run) -> "Begun":
+    def of(run: Run, plan: Plan, before: Before, processes: int) -> "Begun":
         """Read it. Raises InputError."""
-        return Begun(run.read_text("engine.json"), run.preprocess)
+        engine, notes = engine_to_go_on(run, plan, before, processes)
+        return Begun(engine.to_json(), run.preprocess, notes)
 
 
 def assemble(plan: Plan, console: Console, *, begun: Begun | None = None, world: World = ALONE) -> Parts:
@@ -83,7 +87,7 @@ def assemble(plan: Plan, console: Console, *, begun: Begun | None = None, world:
     torch.manual_seed(spec.train.seed)
     chosen: list[str] = []
     if begun:
-        engine = engine_of(begun.engine, plan)
+        engine, chosen = engine_of(begun.engine, plan), begun.notes
     else:
         engine, chosen = choose_engine(plan, world.size)
         if world.size > 1:

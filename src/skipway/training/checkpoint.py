@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from skipway.errors import InputError
-from skipway.nn.weight_files import read_safetensors
 from skipway.nn.weights import load_state
 from skipway.run import dense_copies
 from skipway.training.guard import BadNumbers, bad_weights
-from skipway.training.sharding import is_sharded, like, put_whole, whole
+from skipway.training.parts import Parts, file_name, opened, read_parts
+from skipway.training.sharding import is_part, is_sharded, like, own_part, own_rows, put_parts
 from skipway.training.step import Learner
 from skipway.training.vault import Vault, Writer
 
-STATE, POSITION = "state.safetensors", "position.json"
+POSITION = "position.json"
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,27 @@ class Position:
 
 
 def files_of(position: Position, learner: Learner) -> dict[str, Writer]:
-    """The files of a checkpoint. What is in them is copied now, so that training may go on while they are written.
+    """The files of a checkpoint that this process writes: all of them, or its part where weights are shared out.
+
+    What is in them is copied now, so that training may go on while they are written.
 
     Raises:
         BadNumbers: something in it is no finite number.
     """
-    tensors = dense_copies(state_of(learner))
-    if bad := bad_weights({key: tensors[key] for key in tensors.keys() - _free(learner)}):
-        raise BadNumbers(f"{bad[0]} ({len(bad)} tensors in all)", "it is in what a checkpoint would hold", ())
-    text = json.dumps(asdict(position), indent=1).encode()
-    return {STATE: lambda path: save_file(tensors, path), POSITION: lambda path: path.write_bytes(text)}
+    world, shared = learner.world, is_sharded(learner.network)
+    state = state_of(learner)
+    tensors = dense_copies({k: own_part(v) for k, v in state.items() if world.is_first or is_part(v)})
+    bad = bad_weights({key: tensors[key] for key in tensors.keys() - _free(learner)})
+    if world.agreed(int(bool(bad))) if shared else bad:
+        what = f"{bad[0]} ({len(bad)} tensors in all)" if bad else "a tensor of another process"
+        raise BadNumbers(what, "it is in what a checkpoint would hold", ())
+    files: dict[str, Writer] = {}
+    if world.is_first or shared:
+        files[file_name(world.rank, world.size if shared else 1)] = lambda path: save_file(tensors, path)
+    if world.is_first:
+        text = json.dumps(asdict(position), indent=1).encode()
+        files[POSITION] = lambda path: path.write_bytes(text)
+    return files
 
 
 def _free(learner: Learner) -> set[str]:
@@ -94,19 +105,21 @@ def _free(learner: Learner) -> set[str]:
 
 
 def state_of(learner: Learner) -> dict[str, Tensor]:
-    """Every tensor that an update changes, by name; where they are shared out, each process has to ask."""
-    tensors = {f"network.{k}": whole(v) for k, v in learner.network.state_dict().items()}
+    """Every tensor that an update changes, by name."""
+    tensors = {f"network.{k}": v for k, v in learner.network.state_dict().items()}
     if learner.average:
         tensors |= {f"average.{k}": v for k, v in learner.average.network.state_dict().items()}
     for index, state in learner.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": whole(v) for k, v in state.items() if isinstance(v, Tensor)}
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     if learner.proxy:
         tensors |= {f"proxy.{k}": v for k, v in state_of(learner.proxy).items()}
     return tensors
 
 
 def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]]:
-    """Put the newest whole checkpoint back into a learner; the first process reads it for all.
+    """Put the newest whole checkpoint back into a learner.
+
+    The first process reads it for all; where weights are shared out, each process reads its own rows.
 
     Returns:
         Where the run stood, and a sentence for each damaged checkpoint that was passed over.
@@ -114,14 +127,19 @@ def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]
     Raises:
         InputError: none is whole, or it is another network's.
     """
-    tensors, position, notes = learner.world.first_does(lambda: read_newest(run_folder))
-    restore(learner, tensors, str(run_folder))
+    world = learner.world
+    folder, position, notes = world.first_does(lambda: find_newest(run_folder))
+    if is_sharded(learner.network):
+        with opened(folder) as parts:
+            _restore_parts(learner, parts)
+    else:
+        restore(learner, world.first_does(lambda: read_parts(folder)), str(run_folder))
     learner.lr_scale = position.lr_scale
     return position, notes
 
 
-def read_newest(run_folder: Path) -> tuple[dict[str, Tensor], Position, list[str]]:
-    """The newest whole checkpoint: its tensors, where the run stood, what was passed over. Raises InputError."""
+def find_newest(run_folder: Path) -> tuple[Path, Position, list[str]]:
+    """The newest whole checkpoint: its folder, where the run stood, what was passed over. Raises InputError."""
     vault = Vault(run_folder)
     found = vault.find()
     if found.folder is None:
@@ -129,29 +147,45 @@ def read_newest(run_folder: Path) -> tuple[dict[str, Tensor], Position, list[str
             f"no checkpoint in {vault.folder} is whole: {'; '.join(found.damaged) or 'there is none'}. Nothing was "
             "changed: bring one back, or choose another --out to start afresh"
         )
-    tensors = read_safetensors(found.folder / STATE)[0]
     try:
         position = Position(**json.loads((found.folder / POSITION).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise InputError(f"{found.folder / POSITION} is damaged: {error!r}") from error
-    return tensors, position, [f"warning: passed over a damaged checkpoint: {what}" for what in found.damaged]
+    return found.folder, position, [f"warning: passed over a damaged checkpoint: {what}" for what in found.damaged]
 
 
 def restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:
     """Put tensors of `state_of` back. Raises InputError where they are another network's."""
-    own = _part(tensors, "network.")
-    put_whole(learner.network, own) if is_sharded(learner.network) else load_state(learner.network, own, path)
+    load_state(learner.network, _part(tensors, "network."), path)
     if learner.average:
         load_state(learner.average.network, _part(tensors, "average."), path)
+    _put_memory(learner, _part(tensors, "optimizer."))
+    if learner.proxy:
+        restore(learner.proxy, _part(tensors, "proxy."), path)
+
+
+def _restore_parts(learner: Learner, parts: Parts) -> None:
+    """The same where weights are shared out, which goes with neither an average nor a proxy: each reads its own."""
+    put_parts(learner.network, parts, "network.")
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]  # as the optimizer counts
+    memory = {}
+    for key in (key for key in parts if key.startswith("optimizer.")):
+        parameter = parameters[int(key.split(".")[1])]
+        same = parts.shape(key) == tuple(parameter.shape)
+        memory[key.removeprefix("optimizer.")] = own_rows(parts, key, parameter) if same else parts[key]
+    _put_memory(learner, memory)
+
+
+def _put_memory(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    """The optimizer's memory: `<parameter's number>.<name>` -> its tensor, or this process's rows of it."""
     state: dict[int, dict[str, Any]] = {}
-    for key, value in _part(tensors, "optimizer.").items():
+    for key, value in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
     for parameter, held in learner.optimizer.state.items():  # sums over another memory layout have other bits
-        held |= {k: like(parameter, v) for k, v in held.items() if v.shape == parameter.shape != ()}
-    if learner.proxy:
-        restore(learner.proxy, _part(tensors, "proxy."), path)
+        shape = own_part(parameter).shape
+        held |= {k: like(parameter, v) for k, v in held.items() if v.shape == shape != ()}
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

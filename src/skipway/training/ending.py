@@ -15,7 +15,7 @@ from skipway.evaluation.task import ManyLabels, at_once, score_with_tta
 from skipway.nn.foreign import build_any
 from skipway.nn.weight_files import read_safetensors
 from skipway.training.progress import Stops, View
-from skipway.training.sharding import whole
+from skipway.training.sharding import whole_on_first
 from skipway.training.summary import circumstances, outcome, progress
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _tell(
 
 def stopped(trainer: "Trainer", view: View, why: str) -> None:
     """Leave a loadable run behind."""
-    state = {key: whole(value) for key, value in trainer.learner.kept.state_dict().items()}
+    state = whole_on_first(trainer.learner.kept.state_dict(), trainer.world)
     if not trainer.world.is_first:
         return
     if not trainer.position.best_epoch:
@@ -121,7 +121,7 @@ def _scored(
     """In fp32, as `evaluate` and the predictor compute."""
     size = at_once(trainer.preprocess.image_size, trainer.device)
     mine, gather = trainer.world.part_of_evaluation(indices)
-    batches = stop.watch(trainer.loader.batches(mine, size), alone=trainer.world.size == 1)
+    batches = stop.watch(trainer.loader.batches(mine, size), -(-len(mine) // size), trainer.world)
     return score_with_tta(network, batches, trainer.preprocess, task=trainer.task, tta=tta, gather=gather)
 
 

@@ -82,6 +82,7 @@ class Engine:
 KEPT = ("compiled", "kernels", "micro_batch", "threads")
 COMPILE_PAYS = 2e17  # FLOPs of a run on an accelerator from which compiling it, about a minute, is worth it
 FILLS = 0.6  # share of the memory that a step's activations may take
+ITSELF = 700 << 20  # bytes of a process that has imported everything
 
 
 def engine_of(text: str, plan: Plan) -> Engine:
@@ -114,14 +115,14 @@ def choose_engine(plan: Plan, processes: int = 1) -> tuple[Engine, list[str]]:
     train, speed, measured = plan.spec.train, plan.spec.speed, fastest(plan)
     on_cpu = plan.device.type == "cpu"
     threads = speed.threads or (torch.get_num_threads() if on_cpu else 0)
-    flops, bytes_an_image = _work(plan)
+    flops, _ = _work(plan)
     if measured:
         compiled, own, said = measured[0].compiled, measured[0].kernels, [measured[1]]
     else:
         compiled = speed.compile == "on" or (speed.compile == "auto" and not on_cpu and flops > COMPILE_PAYS)
         own, said = _choose_kernels(plan, compiled=compiled)
     share = -(-train.batch_size // processes)
-    micro = speed.micro_batch or _fitting(share, bytes_an_image, plan.device)
+    micro = speed.micro_batch or fitting(plan, share)
     micro = 0 if micro >= share else micro
     if micro and not speed.micro_batch:
         said.append(f"{micro} images at a time, which fit the memory; batch norm sees those")
@@ -163,10 +164,12 @@ def _work(plan: Plan) -> tuple[float, float]:
     return 3.0 * counted.flops * len(plan.splits.train) * plan.spec.train.epochs, counted.activation_bytes
 
 
-def _fitting(batch_size: int, bytes_an_image: float, device: torch.device) -> int:
-    """The batch, or the largest even part of it whose activations fit."""
-    room = FILLS * memory_of(device)
-    parts = 1
-    while batch_size / parts > 1 and batch_size / parts * bytes_an_image > room:
+def fitting(plan: Plan, share: int) -> int:
+    """Images of a step's share that may go through the network at a time: all, or the largest even part that fits."""
+    room, bytes_an_image = memory_of(plan.device), _work(plan)[1]
+    if plan.device.type == "cpu":  # where inputs, some of them on their way, and the process itself are too
+        room -= ITSELF + 4 * 4 * share * plan.source.channels * plan.spec.data.image_size**2
+    room, parts = FILLS * room, 1
+    while share / parts > 1 and share / parts * bytes_an_image > room:
         parts += 1
-    return -(-batch_size // parts)
+    return -(-share // parts)

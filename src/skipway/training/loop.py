@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,28 @@ from rich.console import Console
 from skipway.data.loader import Batch
 from skipway.data.sampler import make_sampler
 from skipway.data.source import is_multilabel
-from skipway.data.split import write_split
 from skipway.errors import InputError, for_example
 from skipway.evaluation.labels import LabelScores
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.task import ManyLabels, OneLabel, Task, at_once, score
 from skipway.run import Run
-from skipway.training import ending
+from skipway.training import beginning, ending
 from skipway.training.assemble import Begun, assemble
 from skipway.training.checkpoint import Position, files_of, load_newest
 from skipway.training.facts import bad_files_note
 from skipway.training.feeding import in_step
 from skipway.training.guard import BadNumbers, Guard, is_out_of_memory
+from skipway.training.place import Before
 from skipway.training.plan import Plan
 from skipway.training.progress import StopRequested, Stops, View
 from skipway.training.records import Records, begin
 from skipway.training.recovery import WentBack, gone_bad, out_of_memory, stopped_by_numbers
 from skipway.training.saver import Saver
-from skipway.training.sharding import whole
+from skipway.training.sharding import is_sharded, whole_on_first
 from skipway.training.step import Update
 from skipway.training.summary import check_same_data
 from skipway.training.trackers import need_trackers, open_trackers
-from skipway.training.vault import Vault, Writer
+from skipway.training.vault import Vault
 from skipway.training.world import ALONE, World
 
 
@@ -68,7 +69,7 @@ class Trainer:
         plan: what to do.
         folder: the run folder.
         console: where to show progress.
-        resume: whether it holds a run to go on with.
+        before: how the run that it holds was left, to go on with it; None: it holds none.
         hooks: what a search wants.
         world: the processes that train together; the first one writes.
     """
@@ -79,7 +80,7 @@ class Trainer:
         folder: Path,
         console: Console,
         *,
-        resume: bool,
+        before: Before | None = None,
         hooks: Hooks = HOOKS,
         world: World = ALONE,
     ):
@@ -88,7 +89,9 @@ class Trainer:
         self.run, self.world, spec = Run(folder), world, plan.spec
         tracked = spec.train.track if world.is_first else ()
         need_trackers(tracked)
-        begun = world.first_does(lambda: Begun.of(Run.open(folder))) if resume else None
+        begun = None
+        if before:
+            begun = world.first_does(lambda: Begun.of(Run.open(folder), plan, before, world.size))
         parts = assemble(plan, console, begun=begun, world=world)
         self.train_loader, self.loader, self.notes = parts.train_loader, parts.loader, parts.notes
         self.preprocess, self.augment, self.learner = parts.preprocess, parts.augment, parts.learner
@@ -97,33 +100,26 @@ class Trainer:
         if is_multilabel(plan.source):
             self.task = ManyLabels((0.5,) * num_classes)  # until the end, when validation chooses
         self.sampler = make_sampler(plan.splits.train, labels, spec.train.sampler, seed=spec.train.seed)
-        self.position, self.vault, self.saver = Position(), Vault(folder), Saver()
+        meet = world.circle() if is_sharded(self.learner.network) else None  # each process has its part to save
+        self.vault, self.saver = Vault(folder, meet, is_first=world.is_first), Saver()
+        self.position, self.writes = Position(), meet is not None or world.is_first
         self.skipped, self.saved_batches, self.saving_s = 0, 0, 0.0
         if plan.device.type == "cpu" or spec.safety.bad_numbers != "stop":  # which waits for the device at each step
             self.learner.guard = Guard(self.learner.network)
-        if resume:
+        if before:
             world.first_does(lambda: check_same_data(self.run, plan))
             self.position, passed_over = load_newest(folder, self.learner)
-            world.first_does(lambda: self.run.write_spec(spec))  # some of it may have changed
+            world.first_does(lambda: beginning.write_changed(self))
             self.notes += passed_over
         else:
-            files = files_of(self.position, self.learner) if world.is_first or spec.speed.shard else {}
-            world.first_does(lambda: self._create(files))
+            files = files_of(self.position, self.learner)
+            world.first_does(lambda: beginning.create(self))
+            write = partial(self.vault.write, self.position.name, files, keep=1)
+            write() if meet else world.first_does(write)
         self.records = begin(self.run, self.position, plan.steps_per_epoch, world)
         self.saved_at = self.began_at = time.monotonic()
-        self.trackers, failed = open_trackers(tracked, self.run, resume=resume)
+        self.trackers, failed = open_trackers(tracked, self.run, resume=before is not None)
         self.notes += failed
-
-    def _create(self, checkpoint: dict[str, Writer]) -> None:
-        """The run folder, up to the first checkpoint."""
-        plan = self.plan
-        Run.create(self.run.folder, self.spec, plan.source.classes, self.preprocess)
-        self.run.write_bytes("split.csv", write_split(plan.source, plan.splits))
-        if isinstance(self.task, ManyLabels):
-            self.run.write_thresholds(self.task.thresholds)
-        self.run.write_text("engine.json", self.learner.engine.to_json())
-        ending.summarise(self, "running")
-        self.vault.write(self.position.name, checkpoint, keep=1)
 
     def fit(self) -> Run:
         """All epochs that are left, then the end."""
@@ -248,7 +244,7 @@ class Trainer:
         self.world.same_buffers(self.learner.kept)
         size, val = at_once(self.preprocess.image_size, self.device), self.plan.splits.val
         mine, gather = (val, lambda rows: rows) if self.spec.speed.shard else self.world.part_of_evaluation(val)
-        batches = stop.watch(self.loader.batches(mine, size), alone=self.world.size == 1)
+        batches = stop.watch(self.loader.batches(mine, size), -(-len(mine) // size), self.world)
         bf16 = self.spec.train.precision == "bf16"
         return score(self.learner.kept, batches, self.preprocess, task=self.task, bf16=bf16, gather=gather)
 
@@ -271,16 +267,14 @@ class Trainer:
     def _save(self, position: Position, *, best: dict[str, Any] | None = None) -> None:
         """Copy everything, then write it beside what comes next: the best weights first, where these are."""
         self.saved_at, self.saved_batches = time.monotonic(), position.batches
-        if not self.world.is_first and not self.spec.speed.shard:  # whose tensors all bring together
+        if not self.writes:
             return
         try:
             files, keep = files_of(position, self.learner), self.spec.safety.keep_checkpoints
         except BadNumbers as bad:
             raise stopped_by_numbers(self, f"{bad}; it is not saved") from bad
-        kept = {key: whole(value) for key, value in self.learner.kept.state_dict().items()} if best else {}
-        if not self.world.is_first:
-            return
-        weights = self.run.weights_of(kept, best) if best else None
+        kept = whole_on_first(self.learner.kept.state_dict(), self.world) if best else {}
+        weights = self.run.weights_of(kept, best) if best and kept else None
 
         def write() -> None:
             if weights:

@@ -1,6 +1,5 @@
 """What this machine can do: device, bfloat16, and an allocator that keeps its memory."""
 
-import contextlib
 import ctypes
 import platform
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from skipway.data.keep import memory
+from skipway.data.memory import memory
 from skipway.errors import InputError
 
 
@@ -44,11 +43,7 @@ def memory_of(device: torch.device) -> int:
     """Bytes of memory that a device has, or that this process may take of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    limits = [memory()]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
+    return memory()
 
 
 def device_name(device: torch.device) -> str:

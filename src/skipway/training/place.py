@@ -1,13 +1,16 @@
 """Which run folder a spec belongs into: the one named, an unfinished one of an equal spec, or the next free."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+from skipway.data.memory import group_name, kills
 from skipway.errors import InputError
 from skipway.run import LOCK, Run
 from skipway.spec import RunSpec, differences
@@ -19,7 +22,8 @@ except ImportError:  # Windows
     fcntl = None
 
 BASE = Path("runs")
-MAY_CHANGE = ("train.epochs", "train.device", "train.track")  # in a run that goes on in the folder that was named
+# In a run that goes on in the folder that was named.
+MAY_CHANGE = ("train.epochs", "train.device", "train.track", "speed.micro_batch")
 ROOM = 64 << 20  # bytes that must be free before a run starts
 
 
@@ -68,8 +72,21 @@ def find_place(spec: RunSpec, out: Path | None) -> Place:
     return Place(folder)
 
 
+@dataclass(frozen=True)
+class Before:
+    """How the process before this one left a run folder.
+
+    Args:
+        cut_off: without a word, as one that was killed does.
+        short_of_memory: and the system killed one in this control group for want of memory meanwhile.
+    """
+
+    cut_off: bool = False
+    short_of_memory: bool = False
+
+
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[Before]:
     """Hold a run folder for this process alone; where nothing was written into a new one, it goes away again.
 
     Raises:
@@ -78,19 +95,49 @@ def claimed(folder: Path) -> Iterator[None]:
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK
-    with lock.open("w") as file:
+    with _locked(lock) as file:
+        before = _left(file.read())
+        with contextlib.suppress(OSError):  # a full disk is told by what must be written
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps({"group": group_name(), "kills": kills()}))
+            file.flush()
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder} is being trained by another process; choose another --out") from error
-        try:
-            yield
+            yield before
         finally:
             with contextlib.suppress(OSError):  # the first folder that is not empty ends it
                 lock.unlink()
                 for path in created:
                     path.rmdir()
+
+
+def _locked(lock: Path) -> TextIO:
+    """The lock file, open and held. Raises InputError where another process holds it."""
+    while True:
+        number = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        file = os.fdopen(number, "r+", encoding="utf-8", errors="replace")
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise InputError(f"{lock.parent} is being trained by another process; choose another --out") from error
+        except OSError:
+            return file  # a file system without locks
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(number), os.stat(lock)):
+                return file
+        file.close()  # the one who held it before took it away meanwhile
+
+
+def _left(text: str) -> Before:
+    """What a lock says that was left behind; it is taken away at each end that is one."""
+    try:
+        said = json.loads(text)
+        short = said["group"] == group_name() != "" and kills() > said["kills"]
+    except (ValueError, KeyError, TypeError):
+        return Before(cut_off=bool(text))
+    return Before(cut_off=True, short_of_memory=short)
 
 
 def _existing(run: Run, spec: RunSpec) -> Place:
@@ -100,7 +147,7 @@ def _existing(run: Run, spec: RunSpec) -> Place:
         return Place(run.folder, finished=f" with other settings ({shown})" if changed else " with these settings")
     fixed = [row for row in changed if row.partition(":")[0] not in MAY_CHANGE]
     if fixed:
-        may = ", ".join(name.partition(".")[2] for name in MAY_CHANGE)
+        may = ", ".join(name.partition(".")[2].replace("_", "-") for name in MAY_CHANGE)
         raise InputError(
             f"{run.folder} holds an unfinished run with other settings ({shown}); choose another --out. "
             f"It can go on with other {may}, workers, cache and safety settings alone"

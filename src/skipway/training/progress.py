@@ -1,5 +1,6 @@
 """What a person sees while a network trains: bars, speed, time left, loss, the best so far."""
 
+import itertools
 import math
 import signal
 import threading
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from skipway.evaluation.task import OneLabel, Task
+from skipway.training.world import ALONE, World
 
 
 class View:
@@ -144,9 +146,21 @@ class Stops:
             self.why = self._limit
         return bool(self.why)
 
-    def watch(self, batches: Iterable[T], *, alone: bool = True) -> Iterator[T]:
-        """The same batches, until a stop is asked for, where no other process waits. Raises StopRequested."""
-        for batch in batches:
-            if alone and self.asked():
-                raise StopRequested(self.why)
-            yield batch
+    def watch(self, batches: Iterable[T], count: int, world: World = ALONE) -> Iterator[T]:
+        """The same batches, until a stop is asked for in any of the processes, all of which have to watch.
+
+        Args:
+            batches: this process's, with those left out that cannot be read.
+            count: how many there are at most.
+            world: the processes, each of which has batches of its own.
+
+        Raises:
+            StopRequested: in all of them at the same batch.
+        """
+        left, own = world.agreed(count), iter(batches)
+        while left > 0:
+            if world.agreed(int(self.asked())):
+                raise StopRequested(self.why or "as another process was asked to")
+            left -= 1
+            yield from itertools.islice(own, 1)
+        yield from own

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 from skipway.compose import Settings
-from skipway.data.keep import memory
 from skipway.data.loader import Batch
+from skipway.data.memory import memory
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError
 from skipway.nn.describe import describe
@@ -70,7 +70,7 @@ def trainer_of(asked: RunSpec, folder: Path) -> Trainer:
     np.savez(path, **arrays)  # pyrefly: ignore[bad-argument-type]
     data = dataclasses.replace(asked.data, path=str(path))
     plan = make_plan(dataclasses.replace(asked, data=data))
-    return Trainer(plan, folder / "run", Console(file=io.StringIO()), resume=False)
+    return Trainer(plan, folder / "run", Console(file=io.StringIO()))
 
 
 def batches_of(trainer: Trainer) -> Iterator[Batch]:

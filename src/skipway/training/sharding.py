@@ -1,5 +1,5 @@
 """Weights, gradients and the optimizer's memory shared out over processes (PyTorch's FSDP2), for networks that are too
-large for one device. A checkpoint holds the whole tensors, so a run may go on with another number of processes.
+large for one device. Each process saves its own rows (parts.py), and a run may go on with another number of processes.
 
 What it takes of PyTorch is imported once it is asked for: it takes as long as a tenth of everything else.
 """
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.nn.network import ResNet
 from skipway.spec import RunSpec
+from skipway.training.parts import Parts
+from skipway.training.world import World
 
 
 def check_shardable(spec: RunSpec) -> None:
@@ -51,18 +53,56 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyrefly: ignore[not-callable]
 
 
-def put_whole(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load whole tensors into a network that is shared out."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+def is_part(tensor: Tensor) -> bool:
+    """Whether a tensor is shared out."""
+    return hasattr(tensor, "placements")
 
-    set_model_state_dict(network, dict(state), options=StateDictOptions(full_state_dict=True))
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that is shared out; another one as it is."""
+    return tensor.to_local() if is_part(tensor) else tensor  # pyrefly: ignore[missing-attribute]
+
+
+def whole_on_first(state: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of the first process, nothing on others; one after the other, so that each fits."""
+    found = {}
+    for key, value in state.items():
+        tensor = whole(value)
+        if world.is_first:
+            found[key] = tensor.detach().cpu()
+    return found
+
+
+def own_rows(parts: Parts, key: str, tensor: Tensor) -> Tensor:
+    """What a checkpoint holds of a tensor: this process's rows where it is shared out, else all of it.
+
+    Raises:
+        InputError: it holds none of that name, or of another shape or type.
+    """
+    if key not in parts or parts.shape(key) != tuple(tensor.shape):
+        came = f"has {list(parts.shape(key))}" if key in parts else "is not there"
+        raise InputError(f"{parts.folder}: {key} {came}; {list(tensor.shape)} is wanted")
+    if not is_part(tensor):
+        return parts[key]
+    mesh = tensor.device_mesh  # pyrefly: ignore[missing-attribute]
+    each = -(-tensor.shape[0] // mesh.size())  # as torch.chunk shares out
+    first = min(each * mesh.get_local_rank(), tensor.shape[0])
+    return parts.rows(key, first, min(first + each, tensor.shape[0]))
+
+
+@torch.no_grad()
+def put_parts(network: nn.Module, parts: Parts, prefix: str) -> None:
+    """Read a checkpoint's weights into a network that is shared out. Raises InputError."""
+    for name, tensor in network.state_dict().items():
+        own_part(tensor).copy_(own_rows(parts, prefix + name, tensor))
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor in the memory layout, or the parts, of a parameter of its shape."""
-    if hasattr(parameter, "placements"):
-        from torch.distributed.tensor import DTensor, distribute_tensor
+    """A tensor in the memory layout of a parameter of its shape; rows of a shared one become a part as it is."""
+    if is_part(parameter):
+        from torch.distributed.tensor import DTensor
 
         assert isinstance(parameter, DTensor)
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        rows, shape, stride = value.to(parameter.device), parameter.shape, parameter.stride()
+        return DTensor.from_local(rows, parameter.device_mesh, parameter.placements, shape=shape, stride=stride)
     return torch.empty_like(parameter).copy_(value)

@@ -16,7 +16,7 @@ from skipway.run import Run
 from skipway.spec import RunSpec
 from skipway.training.asked import asked_spec
 from skipway.training.loop import HOOKS, Hooks, Trainer
-from skipway.training.place import claimed, find_place
+from skipway.training.place import Place, claimed, find_place
 from skipway.training.plan import Plan, make_plan
 from skipway.training.start import NoWeights
 from skipway.training.world import joined
@@ -64,15 +64,25 @@ def train(
             plan = _plan(asked, Path(out) if out else None)
         place = world.first_does(lambda: find_place(plan.spec, Path(out) if out else None))
         if place.finished:
-            text = f"{place.folder} is finished{place.finished}; nothing to do. Choose another --out for a new run."
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-            return Run(place.folder)
+            return _finished(place, console)
         with contextlib.ExitStack() as stack:
-            world.first_does(lambda: stack.enter_context(claimed(place.folder)))
-            trainer = Trainer(plan, place.folder, console, resume=place.resume, hooks=hooks, world=world)
+            before = world.first_does(lambda: stack.enter_context(claimed(place.folder)))
+            place = world.first_does(
+                lambda: find_place(plan.spec, place.folder)
+            )  # as it is now that nobody else writes
+            if place.finished:
+                return _finished(place, console)
+            before = before if place.resume else None
+            trainer = Trainer(plan, place.folder, console, before=before, hooks=hooks, world=world)
             trainer.notes += [f"changed since the run began: {row}" for row in place.changed]
             plan = trainer.plan  # without the weights that were given
             return trainer.fit()
+
+
+def _finished(place: Place, console: Console) -> Run:
+    text = f"{place.folder} is finished{place.finished}; nothing to do. Choose another --out for a new run."
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return Run(place.folder)
 
 
 def resume(
@@ -86,8 +96,8 @@ def resume(
 
     Args:
         run: its folder.
-        settings: what is to change: train.epochs, train.device, train.track, data.workers, data.cache, and the section
-            safety. Everything else stays as it began.
+        settings: what is to change: train.epochs, train.device, train.track, speed.micro_batch, data.workers,
+            data.cache, and the section safety. Everything else stays as it began.
         console: where to show progress.
         trust_code: run a python: network that was not named here.
 

@@ -3,7 +3,7 @@
     checkpoints/
       newest                          the name of the checkpoint to go on from
       epoch-0003-batch-000120/
-        state.safetensors  position.json
+        state.safetensors  position.json       (state-00001-of-00002.safetensors ... where processes share out weights)
         manifest.json                 SHA-256 and size of each file beside it
 
 A checkpoint is written into a hidden folder, file by file through to the disk, the manifest last; the folder takes its
@@ -14,15 +14,21 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from skipway.durable import sync, write_synced, write_whole
 from skipway.run import CHECKPOINTS
 
 POINTER, MANIFEST = "newest", "manifest.json"
+PATIENCE = 10.0  # seconds until a folder that another machine made is to be seen
 Writer = Callable[[Path], object]  # writes a file at a path
+Meet = Callable[[Any], list[Any]]
+Seal = dict[str, str | int]
+Manifest = dict[str, Seal]
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,13 @@ class Vault:
 
     Args:
         run_folder: where the run is.
+        meet: where each of several processes writes files of its own: what one has to say -> what each of them has, the
+            first one's first. None: one process writes all of it.
+        is_first: whether this is the one that gives names and removes.
     """
 
-    def __init__(self, run_folder: Path):
-        self.folder = run_folder / CHECKPOINTS
+    def __init__(self, run_folder: Path, meet: Meet | None = None, *, is_first: bool = True):
+        self.folder, self.meet, self.is_first = run_folder / CHECKPOINTS, meet, is_first
 
     def names(self) -> list[str]:
         """Of all checkpoints, whole or not, the oldest first."""
@@ -66,23 +75,16 @@ class Vault:
         Raises:
             OSError: it cannot be written; those that were there still are.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
         beside = self.folder / f".{name}.tmp"
         try:
-            beside.mkdir()
-            for file, write in files.items():
-                write(beside / file)
-                sync(beside / file)
-            manifest = {file: _seal(beside / file) for file in files}
-            write_synced(beside / MANIFEST, json.dumps(manifest, indent=1).encode())
-            sync(beside)
-            if (self.folder / name).exists():  # damaged, or of the same bits
-                os.rename(self.folder / name, self.folder / f".{name}.old.tmp")
-            os.rename(beside, self.folder / name)
+            self._together(self._begin if self.is_first else None, beside)
+            manifest = self._together(_put, beside, files)
+            self._together(self._give_name if self.is_first else None, beside, manifest, name)
         except OSError:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+        if not self.is_first:
+            return
         sync(self.folder)
         write_whole(self.folder / POINTER, name.encode())
         self._sweep()
@@ -90,6 +92,33 @@ class Vault:
         before = [other for other in names if other < name]
         for old in (*before[: -(keep - 1) or None], *(other for other in names if other > name)):
             shutil.rmtree(self.folder / old, ignore_errors=True)
+
+    def _together(self, job: Callable[..., Manifest | None] | None, *arguments: Any) -> Manifest:
+        """What the job gives in all processes, joined. Raises OSError in each of them where it does so in one."""
+        if self.meet is None:
+            return (job(*arguments) if job else None) or {}
+        given, error = None, ""
+        try:
+            given = job(*arguments) if job else None
+        except OSError as raised:
+            error = f"{raised}"
+        said = self.meet((given, error))
+        if wrong := [f"process {rank}: {why}" for rank, (_, why) in enumerate(said) if why]:
+            raise OSError("; ".join(wrong))
+        return {name: seal for part, _ in said for name, seal in (part or {}).items()}
+
+    def _begin(self, beside: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        beside.mkdir()
+
+    def _give_name(self, beside: Path, manifest: Manifest, name: str) -> None:
+        """The manifest, last, then the name."""
+        write_synced(beside / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync(beside)
+        if (self.folder / name).exists():  # damaged, or of the same bits
+            os.rename(self.folder / name, self.folder / f".{name}.old.tmp")
+        os.rename(beside, self.folder / name)
 
     def find(self) -> Found:
         """The newest whole checkpoint: the one pointed to where it is whole, else the newest of the others."""
@@ -120,7 +149,23 @@ class Vault:
                 left.unlink(missing_ok=True)
 
 
-def _seal(path: Path) -> dict[str, str | int]:
+def _put(beside: Path, files: Mapping[str, Writer]) -> Manifest:
+    """Write files through to the disk, and seal them."""
+    until = time.monotonic() + PATIENCE
+    while not beside.is_dir():  # a shared disk may take a moment to show what another machine made
+        if time.monotonic() > until:
+            raise OSError(
+                f"{beside} is not there; where each process writes its part, the run folder must be on a disk that all "
+                "of them share"
+            )
+        time.sleep(0.05)
+    for file, write in files.items():
+        write(beside / file)
+        sync(beside / file)
+    return {file: _seal(beside / file) for file in files}
+
+
+def _seal(path: Path) -> Seal:
     return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 

@@ -38,13 +38,16 @@ class World:
     Args:
         rank: from 0.
         size: how many there are.
+        control: the group that carries what they agree on.
         pulse: says that this process lives, and knows of the others.
+        timeout: how long one process waits for another.
     """
 
     rank: int = 0
     size: int = 1
     control: Any = field(default=None, repr=False)
     pulse: "Pulse | None" = field(default=None, repr=False)
+    timeout: datetime.timedelta = datetime.timedelta(seconds=300)
 
     @property
     def is_first(self) -> bool:
@@ -82,6 +85,18 @@ class World:
         parts: list[Any] = [None] * self.size
         dist.all_gather_object(parts, rows, group=self.control)
         return torch.cat(parts)
+
+    def circle(self) -> Callable[[Any], list[Any]]:
+        """A way to meet beside training, in another thread: what one has to say -> what each process has, in the order
+        of their ranks. Each process has to ask for one."""
+        group: Any = dist.new_group(backend="gloo", timeout=self.timeout)
+
+        def meet(said: Any) -> list[Any]:
+            parts: list[Any] = [None] * self.size
+            dist.all_gather_object(parts, said, group=group)
+            return parts
+
+        return meet
 
     def first_does(self, job: Callable[[], T]) -> T:
         """What a job gives that the first process alone runs; its error is every process's.
@@ -151,7 +166,7 @@ def joined(timeout_s: float) -> Iterator[World]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     pulse = Pulse(rank, size)
-    world = World(rank, size, control, pulse)
+    world = World(rank, size, control, pulse, timeout)
     try:
         yield world
     except (RuntimeError, dist.DistError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.keep import memory
+from skipway.data.memory import memory
 from skipway.data.source import ArraySource, consecutive
 from skipway.data.sources.layout import SPLIT_NAMES
 from skipway.data.sources.tar_index import digest
