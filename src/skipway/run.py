@@ -210,8 +210,9 @@ class Run:
         if lines and not lines[-1].endswith("\n"):
             lines.pop()  # cut off while it was written
         rows = [_from_json(line, path) for line in lines]
-        if not all(isinstance(row, dict) and "epoch" in row for row in rows):
-            raise InputError(f"{path} is damaged: each line must be an object with its epoch")
+        numbers = ("epoch", "step") if name == "steps.jsonl" else ("epoch",)
+        if not all(isinstance(row, dict) and all(type(row.get(key)) is int for key in numbers) for row in rows):
+            raise InputError(f"{path} is damaged: each line must be an object with its {' and '.join(numbers)}")
         return rows
 
 
@@ -284,5 +285,5 @@ def dense_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_json(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from error

@@ -16,7 +16,7 @@ import victim
 from victim import Job, Marks, fingerprint, steps_of
 
 PATIENCE = 120  # seconds a run may take
-PHASE = {"save": 0.42, "validation": 0.16, "resume": 0.16, "anywhere": 0.26}  # where kills are aimed at
+PHASE = {"save": 0.4, "validation": 0.2, "resume": 0.18, "anywhere": 0.22}  # where kills are aimed at
 
 
 @dataclass

@@ -107,7 +107,7 @@ class Nodes:
         return "\n".join((self.out.parent / f"log{i}").read_text()[-3000:] for i in range(2))
 
 
-EPOCHS = 6
+EPOCHS = 30  # so that none is done before something is lost
 
 
 def is_running(pid: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import skipway
 from skipway.data import keep
+from skipway.evaluation import task
 from skipway.nn.weight_files import read_safetensors
 from skipway.training import checkpoint, loop
 from skipway.training.checkpoint import Position
@@ -77,7 +78,7 @@ class Job:
         data, out: as in skipway.train.
         settings: the same.
         marks, log: where it marks its phases, and notes its steps.
-        slow_s: what each fsync takes more than it would.
+        slow_s: what each fsync takes more than it would; a batch of validation ten times that.
         streamed: images are read from their files in each epoch.
         forget: a part of the state that is not put back, to show that the check would notice.
         world: how many processes train together.
@@ -120,14 +121,19 @@ def run(job: Job, rank: int = 0, port: int = 0) -> None:
 
 
 def _slow_down(seconds: float) -> None:
-    """A disk that takes its time."""
-    fsync = os.fsync
+    """A disk that takes its time, and validation, as of many images."""
+    fsync, averaged = os.fsync, task.averaged
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(10 * seconds)
+        return averaged(*arguments)
 
     def slow(fd: Any) -> None:
         time.sleep(seconds)
         fsync(fd)
 
     os.fsync = slow
+    task.averaged = slowly  # pyrefly: ignore[bad-assignment]
 
 
 def _mark(holder: Any, name: str, marks: Marks, phase: str) -> None:

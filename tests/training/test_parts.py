@@ -68,7 +68,8 @@ class Circle:
     """Threads that meet, as processes do."""
 
     def __init__(self, size: int):
-        self._barrier, self._said = threading.Barrier(size), [None] * size
+        self._barrier = threading.Barrier(size)
+        self._said: list[Any] = [None] * size
 
     def of(self, rank: int) -> Any:
         def meet(said: Any) -> list[Any]:
@@ -83,7 +84,8 @@ class Circle:
 
 def together(folders: list[Path], write: Any) -> list[BaseException | None]:
     """A vault for each folder in a thread of its own; what each raised."""
-    circle, raised = Circle(len(folders)), [None] * len(folders)
+    circle = Circle(len(folders))
+    raised: list[BaseException | None] = [None] * len(folders)
 
     def one(rank: int) -> None:
         try:

@@ -4,8 +4,9 @@ Order, augmentation and dropout are functions of seed, epoch, step and sample, s
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,28 @@ class Position:
             return replace(now, best_epoch=now.epoch, best_score=score, best_loss=loss)
         return now
 
+    @staticmethod
+    def from_json(text: str, steps_per_epoch: int) -> "Position":
+        """Where a run stood. Raises ValueError, TypeError or RecursionError where this says no such thing."""
+        table = json.loads(text)
+        if not isinstance(table, dict):
+            raise TypeError("no object")
+        position = Position(**table)
+        for field in fields(Position):
+            value = getattr(position, field.name)
+            if type(value) not in ((int,) if field.type is int else (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{field.name} {value!r} is no number of its kind")
+        counts = (
+            position.epoch,
+            position.steps,
+            position.seen,
+            position.best_epoch,
+            steps_per_epoch - position.batches,
+        )
+        if min(counts) < 0 or position.steps > position.batches or (position.steps > 0) > (position.seen > 0):
+            raise ValueError(f"{position.batches} batches of {steps_per_epoch}, {position.steps} steps")
+        return position
+
     def told(self) -> str:
         """In words."""
         epochs = f"{self.epoch} whole epoch{'' if self.epoch == 1 else 's'}"
@@ -128,7 +151,8 @@ def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]
         InputError: none is whole, or it is another network's.
     """
     world = learner.world
-    folder, position, notes = world.first_does(lambda: find_newest(run_folder))
+    steps_per_epoch = learner.total_steps // learner.spec.train.epochs
+    folder, position, notes = world.first_does(lambda: find_newest(run_folder, steps_per_epoch))
     if is_sharded(learner.network):
         with opened(folder) as parts:
             _restore_parts(learner, parts)
@@ -138,7 +162,7 @@ def load_newest(run_folder: Path, learner: Learner) -> tuple[Position, list[str]
     return position, notes
 
 
-def find_newest(run_folder: Path) -> tuple[Path, Position, list[str]]:
+def find_newest(run_folder: Path, steps_per_epoch: int) -> tuple[Path, Position, list[str]]:
     """The newest whole checkpoint: its folder, where the run stood, what was passed over. Raises InputError."""
     vault = Vault(run_folder)
     found = vault.find()
@@ -148,14 +172,18 @@ def find_newest(run_folder: Path) -> tuple[Path, Position, list[str]]:
             "changed: bring one back, or choose another --out to start afresh"
         )
     try:
-        position = Position(**json.loads((found.folder / POSITION).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{found.folder / POSITION} is damaged: {error!r}") from error
+        position = Position.from_json((found.folder / POSITION).read_text(encoding="utf-8"), steps_per_epoch)
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{found.folder / POSITION} is damaged, or of other data: {error}") from error
     return found.folder, position, [f"warning: passed over a damaged checkpoint: {what}" for what in found.damaged]
 
 
 def restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:
     """Put tensors of `state_of` back. Raises InputError where they are another network's."""
+    for key, own in learner.network.state_dict().items():
+        given = tensors.get(f"network.{key}", own)
+        if given.dtype != own.dtype:
+            raise InputError(f"{path}: {key} holds {given.dtype} in place of {own.dtype}")
     load_state(learner.network, _part(tensors, "network."), path)
     if learner.average:
         load_state(learner.average.network, _part(tensors, "average."), path)
@@ -178,10 +206,14 @@ def _restore_parts(learner: Learner, parts: Parts) -> None:
 
 def _put_memory(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     """The optimizer's memory: `<parameter's number>.<name>` -> its tensor, or this process's rows of it."""
+    shapes = [own_part(p).shape for group in learner.optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, _, name = key.partition(".")
+        place = int(index) if index.isdecimal() else len(shapes)
+        if not name or place >= len(shapes) or value.shape not in ((), shapes[place]):
+            raise InputError(f"the optimizer's {key} in the checkpoint, {list(value.shape)}, is of another network")
+        state.setdefault(place, {})[name] = value
     learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": state})
     for parameter, held in learner.optimizer.state.items():  # sums over another memory layout have other bits
         shape = own_part(parameter).shape

@@ -94,7 +94,11 @@ def draw_curves(trainer: "Trainer") -> None:
     metrics = trainer.run.metrics()
     if metrics:
         title = f"{trainer.spec.network.name} on {trainer.spec.data.path}"
-        trainer.run.write_bytes("curves.png", curves(metrics, trainer.run.steps(), title, trainer.task))
+        try:
+            picture = curves(metrics, trainer.run.steps(), title, trainer.task)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{trainer.run.folder / 'metrics.jsonl'} or steps.jsonl is damaged: {error!r}") from error
+        trainer.run.write_bytes("curves.png", picture)
 
 
 def summarise(trainer: "Trainer", status: str, facts: Mapping[str, Any] | None = None) -> None:

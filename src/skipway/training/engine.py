@@ -95,7 +95,9 @@ def engine_of(text: str, plan: Plan) -> Engine:
     try:
         kept = json.loads(text)
         engine = replace(chosen, **{name: type(getattr(chosen, name))(kept[name]) for name in KEPT})
-    except (ValueError, KeyError, TypeError) as error:
+        if engine.micro_batch < 0 or not 0 <= engine.threads <= 4096:
+            raise ValueError(f"micro_batch {engine.micro_batch}, threads {engine.threads}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"the run's engine.json is damaged: {error!r}") from error
     if engine.kernels and (why := kernels.load()):
         raise InputError(f"the run began with skipway's kernels, without which its bits would differ, and {why}")

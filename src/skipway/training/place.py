@@ -114,6 +114,8 @@ def claimed(folder: Path) -> Iterator[Before]:
 def _locked(lock: Path) -> TextIO:
     """The lock file, open and held. Raises InputError where another process holds it."""
     while True:
+        if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+            raise InputError(f"{lock} is no file of ours; remove it, or choose another --out")
         number = os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         file = os.fdopen(number, "r+", encoding="utf-8", errors="replace")
         try:

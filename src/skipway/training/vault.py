@@ -13,6 +13,7 @@ name; the pointer moves; only then do older ones go.
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from skipway.durable import sync, write_synced, write_whole
 from skipway.run import CHECKPOINTS
 
 POINTER, MANIFEST = "newest", "manifest.json"
+OURS = re.compile(r"epoch-\d{5,}(-batch-\d{7,})?")
+LEFT = re.compile(rf"\.({OURS.pattern}(\.old)?|{POINTER})\.tmp")
 PATIENCE = 10.0  # seconds until a folder that another machine made is to be seen
 Writer = Callable[[Path], object]  # writes a file at a path
 Meet = Callable[[Any], list[Any]]
@@ -58,10 +61,10 @@ class Vault:
         self.folder, self.meet, self.is_first = run_folder / CHECKPOINTS, meet, is_first
 
     def names(self) -> list[str]:
-        """Of all checkpoints, whole or not, the oldest first."""
+        """Of all checkpoints, whole or not, the oldest first; what else is there is not ours."""
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and OURS.fullmatch(path.name))
 
     def write(self, name: str, files: Mapping[str, Writer], *, keep: int) -> None:
         """Add a checkpoint, which becomes the newest; older ones than the last `keep` go, and later ones (damaged, or
@@ -126,7 +129,7 @@ class Vault:
         names = self.names()
         pointed = self._pointed()
         if pointed and pointed not in names:
-            damaged.append(f"{self.folder / pointed} is not there")
+            damaged.append(f"{self.folder / POINTER} names {pointed!r}, which is not there")
         for name in sorted(names, key=lambda name: (name == pointed, name), reverse=True):
             wrong = _damage(self.folder / name)
             if not wrong:
@@ -136,14 +139,17 @@ class Vault:
 
     def _pointed(self) -> str:
         try:
-            return (self.folder / POINTER).read_text(encoding="utf-8").strip()
+            with (self.folder / POINTER).open(encoding="utf-8") as file:
+                return file.read(100).strip()
         except (OSError, UnicodeDecodeError):
             return ""
 
     def _sweep(self) -> None:
         """Remove what a save that was cut off left behind."""
         for left in self.folder.glob(".*.tmp"):
-            if left.is_dir():
+            if not LEFT.fullmatch(left.name):
+                continue
+            if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
@@ -180,8 +186,8 @@ def _damage(folder: Path) -> str:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, seal in manifest.items():
-            if Path(name).name != name:
-                return f"{MANIFEST} names {name!r}"
+            if Path(name).name != name or not (folder / name).is_file():
+                return f"{MANIFEST} names {name[:100]!r}, which is no file in it"
             size = (folder / name).stat().st_size
             if size != seal["bytes"]:
                 return f"{name} has {size:,} bytes in place of {seal['bytes']:,}"
@@ -189,6 +195,6 @@ def _damage(folder: Path) -> str:
                 return f"{name} does not have the SHA-256 of {MANIFEST}"
     except OSError as error:
         return f"{Path(error.filename or folder).name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     return "" if manifest else f"{MANIFEST} is empty"
