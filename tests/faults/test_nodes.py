@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TIMEOUT, SLACK = 15, 15
 AGENTS = 120  # seconds that torchrun itself takes to give up where it loses the rendezvous
+CUT_OFF = 400  # and where nothing that it sends is answered: its agents wait for one another for 300 s
 FLAGS = ["--stages", "1x8", "1x8/2", "--stem-width", "8", "--workers", "0", "--epochs", "200", "--batch-size", "10"]
 FLAGS += ["--lr", "0.05", "--kernels", "off", "--ema-decay", "0.9", "--mixup", "0.2", "--save-steps", "2"]
 FLAGS += ["--timeout-s", str(TIMEOUT)]
@@ -181,7 +182,7 @@ def test_the_link_is_down_for_ten_seconds(nodes: Nodes, whole: str):
     nodes.link("down")
     time.sleep(10)
     nodes.link("up")
-    codes = nodes.ended(200)
+    codes = nodes.ended(CUT_OFF)
     if codes != [0, 0]:
         assert relaunched(nodes) == whole
     assert fingerprint(nodes.out) == whole
@@ -196,7 +197,9 @@ def test_the_link_is_down_for_good(nodes: Nodes, whole: str):
     while any(is_running(pid) for pid in workers):  # ours; torchrun's agents have a patience of their own
         assert time.monotonic() - began < TIMEOUT + SLACK, nodes.said()
         time.sleep(0.2)
-    codes = nodes.ended(AGENTS)
+    took = time.monotonic() - began
+    codes = nodes.ended(CUT_OFF)
+    print(f"\nour processes ended {took:.0f} s after the link went down, torchrun's {time.monotonic() - began:.0f} s")
     assert 0 not in codes
     nodes.link("up")
     assert relaunched(nodes) == whole

@@ -67,9 +67,8 @@ def train(
             return _finished(place, console)
         with contextlib.ExitStack() as stack:
             before = world.first_does(lambda: stack.enter_context(claimed(place.folder)))
-            place = world.first_does(
-                lambda: find_place(plan.spec, place.folder)
-            )  # as it is now that nobody else writes
+            # Once more, now that nobody else writes there.
+            place = world.first_does(lambda: find_place(plan.spec, place.folder))
             if place.finished:
                 return _finished(place, console)
             before = before if place.resume else None
