@@ -11,20 +11,19 @@ same race has the same bits again, however often it was stopped between.
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from skipway import randomness
 from skipway.errors import InputError
-from skipway.fields import check, option
 from skipway.insight.probe import evaluating
+from skipway.insight.race_settings import RaceSettings, digits_images, race_spec, train_spec
 from skipway.insight.subject import Images
-from skipway.network_spec import NetworkSpec, StageSpec
-from skipway.nn import kernels
+from skipway.network_spec import NetworkSpec
 from skipway.nn.network import build
 from skipway.nn.twin import twin
 from skipway.spec import RunSpec, TrainSpec
@@ -32,31 +31,22 @@ from skipway.training.engine import Engine
 from skipway.training.loss import make_objective, settle_loss
 from skipway.training.step import Learner
 
+__all__ = [
+    "Lap",
+    "Race",
+    "RaceSettings",
+    "RaceState",
+    "RaceStep",
+    "Score",
+    "digits_images",
+    "race_of",
+    "race_spec",
+    "train_spec",
+]
 RESIDUAL, PLAIN = "residual", "plain"
 BATCH = 256  # images at a time where scores are made
-
-
-@dataclass(frozen=True)
-class RaceSettings:
-    """What a race between a residual network and its plain twin is made from."""
-
-    depth: int = option(20, "layers, 6n + 2: 8, 14, 20 ... 110", low=8, high=110)
-    width: int = option(8, "channels of the first stage; the others have two and four times as many", low=4, high=32)
-    norm: Literal["batch", "group", "none"] = option("batch", "normalisation")
-    init: Literal["he", "fixup", "dirac"] = option("he", "initial weights; fixup wants norm none; the twin has he then")
-    shortcut: Literal["zero_pad", "projection", "project_all", "avg_pool", "avg_zero_pad"] = option(
-        "zero_pad", "the skips, where the shape changes"
-    )
-    lr: float = option(0.1, "peak learning rate", low=1e-6, high=100)
-    batch_size: int = option(64, "images a step; all of them where there are fewer", low=2, high=4096)
-    epochs: int = option(12, "times through the training images", low=1, high=1000)
-    optimizer: Literal["sgd", "adamw", "adam", "lamb", "muon"] = option("sgd", "update rule; sgd has momentum")
-    seed: int = option(0, "of weights and order", low=0, high=2**62)
-
-    def __post_init__(self) -> None:
-        check(self, "race")
-        if self.depth % 6 != 2:
-            raise InputError(f"race.depth must be 6n + 2 (8, 14, 20, ..., 110), got {self.depth}")
+MEASURED, MEASURED_S = 8, 0.7  # steps, and seconds, that an estimate takes at most
+ONE_THREAD = 1 << 19  # numbers in the widest activation up to which threads wait for each other longer than they help
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Lap:
 
     Args:
         loss: mean of the batch before the update, in nats; NaN or infinite once it diverged.
-        right: share of the batch whose answer was right.
+        right: share of the batch that was answered right.
         lr: the rate of the update.
         gradients: Euclidean norm of the loss's gradient by each layer's weight, in the order of `Race.layers`.
         time_s: seconds that the step took.
@@ -159,15 +149,17 @@ class Race:
         self.batch_size = min(spec.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size
         self.total_steps = spec.epochs * self.steps_per_epoch
-        own = not kernels.load()
-        self.engine = Engine(torch.device("cpu"), bf16=spec.precision == "bf16", channels_last=True, kernels=own)
+        widest = self.batch_size * max(n.stem_out for n in self.networks.values()) * train.inputs[0, 0].numel()
+        self.threads = 1 if widest <= ONE_THREAD else torch.get_num_threads()
+        self.engine = Engine(torch.device("cpu"), bf16=spec.precision == "bf16", channels_last=True)
         self.reset()
 
     def reset(self) -> None:
         """Back to the start: initial weights, no steps."""
         self.learners = {name: self._learner(network) for name, network in self.networks.items()}
-        shared = [_layers(learner.network) for learner in self.learners.values()]
-        self.layers = tuple(name for name in shared[0] if all(name in other for other in shared))
+        found = [_layers(learner.network) for learner in self.learners.values()]
+        self._rows = [name for name in found[0] if all(name in other for other in found)]
+        self.layers = tuple(_shown(name) for name in self._rows)
         self.taken = 0
         self.steps: list[RaceStep] = []
         self.told: list[tuple[int, dict[str, Score]]] = []
@@ -202,7 +194,8 @@ class Race:
         chosen = self._order[place * self.batch_size :][: self.batch_size]
         inputs = self.train.inputs[chosen].contiguous(memory_format=torch.channels_last)
         labels = self.train.labels[chosen]
-        laps = {name: self._lap(learner, inputs, labels) for name, learner in self.learners.items()}
+        with computing_with(self.threads):
+            laps = {name: self._lap(learner, inputs, labels) for name, learner in self.learners.items()}
         self.taken += 1
         made = RaceStep(self.taken, epoch + 1, laps)
         self.steps.append(made)
@@ -210,9 +203,9 @@ class Race:
 
     def _lap(self, learner: Learner, inputs: Tensor, labels: Tensor) -> Lap:
         start = time.perf_counter()
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():  # the update seeds what draws in the network
             update = learner.learn(inputs, labels, self.taken)
-        gradients = [learner.network.get_parameter(f"{name}.weight").grad for name in self.layers]
+        gradients = [learner.network.get_parameter(f"{name}.weight").grad for name in self._rows]
         norms = torch.stack(torch._foreach_norm([g for g in gradients if g is not None])).tolist()
         took = time.perf_counter() - start
         return Lap(float(update.loss), float(update.right) / len(inputs), update.lr, tuple(norms), took)
@@ -226,7 +219,7 @@ class Race:
     @torch.no_grad()
     def _score(self, name: str) -> Score:
         learner = self.learners[name]
-        with evaluating(learner.network):
+        with evaluating(learner.network), computing_with(self.threads):
             logits = torch.cat([learner.network(x) for x in self.seen.inputs.split(BATCH)])
         labels = self.seen.labels
         right = float(learner.objective.right(logits, labels)) / len(labels)
@@ -235,21 +228,20 @@ class Race:
         return Score(right, float(learner.objective.loss(logits, labels)), train_loss)
 
     def estimate_s(self, *, scores: int = 0) -> float:
-        """Seconds that the whole race takes here, measured on two steps of copies; this race stays as it is.
+        """Seconds that the whole race takes here, measured on steps of a copy; this race stays as it is.
 
         Args:
             scores: how many times scores are to be made.
         """
-        copy = Race(self.networks, self.spec, self.train, self.seen)
+        copy = Race(self.networks, replace(self.spec, epochs=self.spec.epochs + MEASURED), self.train, self.seen)
         copy.step()  # the first one prepares what later ones find
         start = time.perf_counter()
-        copy.total_steps = max(copy.total_steps, 2)
-        copy.step()
-        step_s = time.perf_counter() - start
-        if not scores:
-            return step_s * self.total_steps
+        while copy.taken <= MEASURED and time.perf_counter() - start < MEASURED_S:
+            copy.step()
+        step_s = (time.perf_counter() - start) / (copy.taken - 1)
         start = time.perf_counter()
-        copy.scores()
+        if scores:
+            copy.scores()
         return step_s * self.total_steps + scores * (time.perf_counter() - start)
 
     def state(self) -> RaceState:
@@ -257,78 +249,43 @@ class Race:
         return RaceState(self.taken, self.total_steps, self.layers, tuple(self.steps), tuple(self.told))
 
 
-def race_of(settings: RaceSettings, train: Images, seen: Images) -> Race:
+def race_of(settings: RaceSettings, train: Images, seen: Images, *, classes: int = 0) -> Race:
     """The race of a residual network and its plain twin, "residual" and "plain".
 
     Args:
         settings: of both.
         train, seen: images to learn from, and to score on.
+        classes: number of logits; 0: as many as the labels show.
 
     Raises:
         InputError: the settings do not go together, or not with the images.
     """
-    classes = int(train.labels.max()) + 1 if train.labels.ndim == 1 else train.labels.shape[1]
-    network = race_spec(settings, channels=train.inputs.shape[1], classes=max(classes, 2))
+    labels = torch.cat([train.labels, seen.labels])
+    classes = classes or (int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1])
+    network = race_spec(settings, channels=train.inputs.shape[1], classes=classes)
     return Race({RESIDUAL: network, PLAIN: twin(network).spec}, train_spec(settings), train, seen)
 
 
-def race_spec(settings: RaceSettings, *, channels: int, classes: int) -> NetworkSpec:
-    """The residual network of a race: three stages of n blocks (He et al. 2015, section 4.2), at any width.
-
-    Args:
-        settings: depth 6n + 2, width, norm, init and shortcut.
-        channels: of an image.
-        classes: number of logits.
-    """
-    n, width = (settings.depth - 2) // 6, settings.width
-    return NetworkSpec(
-        (StageSpec(n, width), StageSpec(n, 2 * width, 2), StageSpec(n, 4 * width, 2)),
-        name=f"resnet{settings.depth}",
-        shortcut=settings.shortcut,
-        stem="cifar",
-        stem_width=width,
-        norm=settings.norm,
-        norm_groups=next(g for g in (4, 3, 2, 1) if width % g == 0),
-        init=settings.init,
-        in_channels=channels,
-        num_classes=classes,
-    )
-
-
-def train_spec(settings: RaceSettings) -> TrainSpec:
-    """How the networks of a race learn: as `skipway train` does by default, in fp32."""
-    return TrainSpec(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        optimizer=settings.optimizer,
-        lr=settings.lr,
-        warmup_epochs=0.05 * settings.epochs,
-        precision="fp32",
-        seed=settings.seed,
-    )
-
-
-def digits_images(image_size: int = 16) -> tuple[Images, Images]:
-    """scikit-learn's digits for a race: 1,438 images to learn from, and 359 to score on.
-
-    Raises:
-        InputError: scikit-learn is not installed.
-    """
-    from skipway.data.builtin import digits
-    from skipway.data.loader import make_loader
-    from skipway.data.preprocess import measure, plain
-    from skipway.insight.subject import _images
-    from skipway.spec import DataSpec
-
-    source, spec = digits(), DataSpec(path="digits")
-    loader = make_loader(source, plain(source, spec, image_size), spec)
-    preprocess = measure(loader, source.splits["train"])
-    places = torch.arange(len(source.classes))
-    train, seen = (_images(loader, preprocess, source.splits[part], places, len(source)) for part in ("train", "test"))
-    return train, seen
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """With so many threads of PyTorch's, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _layers(network: nn.Module) -> list[str]:
     """The convolutions and linear layers in order, without those of shortcuts."""
     kinds = (nn.Conv2d, nn.Linear)
     return [name for name, module in network.named_modules() if isinstance(module, kinds) and ".shortcut" not in name]
+
+
+def _shown(layer: str) -> str:
+    """'stage1.block2.conv1' for 'stages.0.1.conv1'."""
+    room, *rest = layer.split(".")
+    if room != "stages":
+        return layer
+    return ".".join((f"stage{int(rest[0]) + 1}", f"block{int(rest[1]) + 1}", *rest[2:]))
