@@ -1,9 +1,10 @@
 """Every experiment by its name, in the order of the report."""
 
 from skipway.errors import unknown
+from skipway.insight import twins
 from skipway.insight.experiment import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (twins.EXPERIMENT,)}
 
 
 def find_experiment(name: str) -> Experiment:
