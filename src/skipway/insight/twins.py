@@ -197,9 +197,9 @@ def _draw(result: Twins) -> "Figure":
         _band(accuracy, result, curves.train_accuracy, colour, f"{name}, training", "-")
         _band(accuracy, result, curves.accuracy, colour, f"{name}, held out", "--")
     races = f"{len(result.at)} seeds: mean and range" if len(result.at) > 1 else "one seed"
-    loss.set_title(f"loss in nats, {races}")
+    loss.set_title(f"loss in nats, {races}", fontsize=10)
     loss.set_yscale("log")
-    accuracy.set_title(f"share of right answers, {races}")
+    accuracy.set_title(f"share of right answers, {races}", fontsize=10)
     for axes in (loss, accuracy):
         axes.set_xlabel("epochs", fontsize=8)
     accuracy.legend(fontsize=8, frameon=False)
@@ -273,11 +273,11 @@ def _fit(pace: Pace, seconds: float) -> TwinsSettings | None:
     except InputError:
         return None
     count, marks = len(subject.train), 4
-    epoch_s = 2 * pace.step_s * count
     a_try = TwinsSettings(epochs=1)
-    if 4 * pace.step_s * min(a_try.batch_size, count) < seconds / 20:  # then a few steps tell better
+    epoch_s = 2 * pace.step_s * count
+    if 4 * pace.step_s * min(a_try.batch_size, count) < seconds / 4:  # then there is time to try some steps
         epoch_s = _race(pair, _budget(subject, a_try, 0), subject.train, subject.seen).estimate_s()
-    room, scores_s = 0.7 * seconds, 2 * marks * pace.forward_s * len(subject.seen)
+    room, scores_s = 0.7 * seconds, marks * epoch_s / 3 * len(subject.seen) / count
     for seeds, least in ((3, 3), (2, 3), (1, 1)):
         epochs = min(int((room / seeds - scores_s) / epoch_s), 30)
         if epochs >= least:
