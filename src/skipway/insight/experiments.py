@@ -5,6 +5,11 @@ from skipway.insight import twins
 from skipway.insight.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (twins.EXPERIMENT,)}
+from skipway.insight import lesion
+from skipway.insight.experiment import Experiment
+
+_IN_ORDER: tuple[Experiment, ...] = (lesion.EXPERIMENT,)
+EXPERIMENTS = {experiment.name: experiment for experiment in _IN_ORDER}
 
 
 def find_experiment(name: str) -> Experiment:
