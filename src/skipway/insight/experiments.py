@@ -10,6 +10,10 @@ from skipway.insight.experiment import Experiment
 
 _IN_ORDER: tuple[Experiment, ...] = (lesion.EXPERIMENT,)
 EXPERIMENTS = {experiment.name: experiment for experiment in _IN_ORDER}
+from skipway.insight import attention
+from skipway.insight.experiment import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {each.name: each for each in (attention.EXPERIMENT,)}
 
 
 def find_experiment(name: str) -> Experiment:
