@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from insight.subjects import SMALL, small_subject, some_images
+from insight.subjects import SMALL, small_subject, some_images, untouched
 from insight.test_probe import images, made
 from torch import nn
 
@@ -106,7 +106,7 @@ def test_attention_shows_right_and_wrong_images_and_returns_plain_data():
     labels = subject.seen.labels.clone()
     labels[:4] = (labels[:4] + 1) % 3  # at least one of them is wrong now
     subject = replace(subject, seen=replace(subject.seen, labels=labels))
-    before = {k: v.clone() for k, v in subject.network.state_dict().items()}
+    as_before = untouched(subject.network)
     found = attention(subject, replace(SETTINGS, images=4))
     assert [s.right for s in found.images] == [True, True, False, False]
     assert all((s.predicted == s.truth) is s.right for s in found.images)
@@ -114,10 +114,7 @@ def test_attention_shows_right_and_wrong_images_and_returns_plain_data():
     assert found.scored == 12
     assert from_plain(json.loads(to_text(found)), Attention) == found
     assert png(EXPERIMENT.draw(found))
-    assert all(torch.equal(v, before[k]) for k, v in subject.network.state_dict().items())
-    assert not subject.network.training
-    assert all(p.grad is None for p in subject.network.parameters())
-    assert not any("forward" in vars(m) or m._forward_hooks for m in subject.network.modules())
+    assert as_before()
 
 
 def test_hiding_is_that_of_pixels_by_hand():

@@ -11,9 +11,10 @@ from skipway.insight.experiment import Experiment
 _IN_ORDER: tuple[Experiment, ...] = (lesion.EXPERIMENT,)
 EXPERIMENTS = {experiment.name: experiment for experiment in _IN_ORDER}
 from skipway.insight import attention
+from skipway.insight import attention, gradients
 from skipway.insight.experiment import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {each.name: each for each in (attention.EXPERIMENT,)}
+EXPERIMENTS: dict[str, Experiment] = {each.name: each for each in (gradients.EXPERIMENT, attention.EXPERIMENT)}
 
 
 def find_experiment(name: str) -> Experiment:
