@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -114,9 +115,21 @@ def test_cancelled_work_stops():
 
 def test_budget_is_shared_over_what_fits():
     many = [experiment("a"), experiment("b", needs_s=40), experiment("c", needs_s=1e9), experiment("d", needs_s=20)]
-    planned, left_out = plan(Pace(small_subject()), many, 100.0)
-    assert [(p.experiment.name, p.share_s) for p in planned] == [("a", 50.0), ("d", 50.0)]
-    assert "--only c" in left_out["c"]
+    planned = plan(Pace(small_subject()), many, 100.0)
+    assert [e.name for e, _ in planned.first] == ["a", "d"]
+    assert [e.name for e in planned.later] == ["b"]
+    assert list(planned.left_out) == ["c"]
+
+
+def test_what_time_runs_out_for_is_told(tmp_path, table, monkeypatch):
+    table["one"] = replace(table["one"], fit=lambda pace, seconds: Settings(1) if seconds > 15 else None)
+    table["two"] = replace(table["two"], run=lambda *a: time.sleep(1) or run(*a))
+    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
+    enough, short = (see("resnet20", out=tmp_path / "a", budget_s=seconds) for seconds in (25, 15.5))
+    assert [f.experiment.name for f in enough.findings] == ["one", "two"]
+    assert [f.experiment.name for f in short.findings] == ["two"]
+    assert "more time" in short.left_out["one"]
+    assert "more time" in short.page.read_text()
 
 
 def test_see_writes_one_page_that_needs_no_network(tmp_path, table, monkeypatch):

@@ -1,7 +1,7 @@
 """The verb: run the experiments that fit a time budget, say what they show, and write it down as one page.
 
-The budget is shared out evenly over the experiments that can be done in their share; what one does not use goes to
-the rest. Results that were found before cost nothing.
+The budget is shared out evenly; experiments that need more than their share come last, with what the others left.
+Results that were found before cost nothing.
 """
 
 import time
@@ -26,6 +26,8 @@ from skipway.insight.watch import Watch
 from skipway.run import Run
 
 BUDGET_S = 120.0
+TOO_LONG = "it needs more time: --budget 10m, say, or --only it"
+ENDLESS = 1e6  # seconds: what cannot be done in these cannot be done
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """An experiment that is to be run, with its settings and its share of the time in seconds."""
+class Plan:
+    """What is to be run.
 
-    experiment: Experiment
-    settings: Any
-    share_s: float
+    Args:
+        first: experiments with settings that fit into an even share of the time, in order.
+        later: those that need more, and come last with what the others left; in order.
+        left_out: those that are not run, with the reason.
+    """
+
+    first: tuple[tuple[Experiment, Any], ...]
+    later: tuple[Experiment, ...]
+    left_out: dict[str, str]
 
 
 def see(
@@ -110,46 +118,46 @@ def see(
     console = console or Console(quiet=True)
     with console.status("looking for the images"):
         subject = subject_of(what, data, num_images=NUM_IMAGES, trust_code=trust_code)
-        planned, left_out = plan(Pace(subject), [EXPERIMENTS[name] for name in names], budget_s)
+        pace = Pace(subject)
+        planned = plan(pace, [EXPERIMENTS[name] for name in names], budget_s)
     folder = _folder(subject, out)
-    console.print(told(subject, planned, left_out, budget_s), markup=False, highlight=False, soft_wrap=True)
-    findings = list(_perform(subject, planned, started + budget_s, console))
+    console.print(told(subject, planned, budget_s), markup=False, highlight=False, soft_wrap=True)
+    findings = sorted(
+        _perform(pace, planned, started + budget_s, console), key=lambda f: names.index(f.experiment.name)
+    )
     for finding in findings:
         _write(folder, finding)
-    made = Seen(subject.title, folder / "index.html", tuple(findings), left_out)
+    made = Seen(subject.title, folder / "index.html", tuple(findings), planned.left_out)
     sections = [_section(subject.title, f) for f in findings]
-    _write_text(made.page, page(f"skipway see: {subject.title}", _facts(subject), sections, left_out))
+    _write_text(made.page, page(f"skipway see: {subject.title}", _facts(subject), sections, planned.left_out))
     return made
 
 
-def plan(pace: Pace, experiments: Sequence[Experiment], budget_s: float) -> tuple[list[Planned], dict[str, str]]:
-    """What is run, with which settings; and what is not, with the reason."""
-    wanted = list(experiments)
-    while True:
-        share = budget_s / max(len(wanted), 1)
-        settings = {e.name: e.fit(pace, share) for e in wanted}
-        fitting = [e for e in wanted if settings[e.name] is not None]
-        if len(fitting) == len(wanted):
-            break
-        wanted = fitting
-    left_out = {}
+def plan(pace: Pace, experiments: Sequence[Experiment], budget_s: float) -> Plan:
+    """What is run first, what if time is left, and what not at all."""
+    share = budget_s / max(len(experiments), 1)
+    first, later, left_out = [], [], {}
     for experiment in experiments:
-        if experiment not in wanted:
-            able = experiment.fit(pace, float("inf")) is not None
-            left_out[experiment.name] = (
-                f"more than its {share:.0f} s are needed: --budget, or --only {experiment.name}"
-                if able
-                else "it needs a network of skipway's own"
-            )
-    return [Planned(e, settings[e.name], share) for e in wanted], left_out
+        settings = experiment.fit(pace, share)
+        if settings is not None:
+            first.append((experiment, settings))
+        elif experiment.fit(pace, budget_s) is not None:
+            later.append(experiment)
+        elif experiment.fit(pace, ENDLESS) is not None:
+            left_out[experiment.name] = TOO_LONG
+        else:
+            left_out[experiment.name] = "it cannot be asked of this network"
+    return Plan(tuple(first), tuple(later), left_out)
 
 
-def told(subject: Subject, planned: Sequence[Planned], left_out: dict[str, str], budget_s: float) -> str:
+def told(subject: Subject, planned: Plan, budget_s: float) -> str:
     """What is about to be done, in advance."""
     images = f"{len(subject.seen):,} images of validation"
-    names = ", ".join(p.experiment.name for p in planned)
-    lines = [f"{subject.title}: {len(planned)} experiments in {_minutes(budget_s)} at most, on {images}: {names}"]
-    lines += [f"without {name}: {why}" for name, why in left_out.items()]
+    names = ", ".join(experiment.name for experiment, _ in planned.first)
+    lines = [f"{subject.title}: in {_minutes(budget_s)} at most, on {images}: {names or 'nothing that surely fits'}"]
+    if planned.later:
+        lines.append(f"if time is left: {', '.join(e.name for e in planned.later)}")
+    lines += [f"without {name}: {why}" for name, why in planned.left_out.items()]
     return "\n".join(lines)
 
 
@@ -157,20 +165,25 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def _perform(subject: Subject, planned: Sequence[Planned], end: float, console: Console) -> Iterator[Finding]:
-    """Each experiment's finding, with a bar while it is made."""
+def _perform(pace: Pace, planned: Plan, end: float, console: Console) -> Iterator[Finding]:
+    """Each experiment's finding, with a bar while it is made; those that time runs out for go to `left_out`."""
     columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
+    queue: list[tuple[Experiment, Any]] = [*planned.first, *((e, None) for e in planned.later)]
     with Progress(*columns, console=console, transient=True) as bars:
-        for number, each in enumerate(planned):
-            task = bars.add_task(each.experiment.name, total=1.0)
+        for number, (experiment, settings) in enumerate(queue):
             begun = time.monotonic()
-            deadline = begun + max((end - begun) / (len(planned) - number), 1.0)
-            watch = Watch(on_progress=_mover(bars, task), deadline=deadline)
-            result = perform(each.experiment, subject, each.settings, watch=watch)
+            share = max((end - begun) / (len(queue) - number), 0.0)
+            settings = experiment.fit(pace, share) if settings is None else settings
+            if settings is None:
+                planned.left_out[experiment.name] = TOO_LONG
+                continue
+            task = bars.add_task(experiment.name, total=1.0)
+            watch = Watch(on_progress=_mover(bars, task), deadline=begun + share)
+            result = perform(experiment, pace.subject, settings, watch=watch)
             bars.remove_task(task)
-            reading = each.experiment.read(result)
-            console.print(said(each.experiment, reading), markup=False, highlight=False, soft_wrap=True)
-            yield Finding(each.experiment, each.settings, result, reading, time.monotonic() - begun)
+            reading = experiment.read(result)
+            console.print(said(experiment, reading), markup=False, highlight=False, soft_wrap=True)
+            yield Finding(experiment, settings, result, reading, time.monotonic() - begun)
 
 
 def _mover(bars: Progress, task: Any) -> Callable[[float], None]:
