@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 from test_loop import quiet, run_tiny  # pyrefly: ignore[missing-import]
 from test_resume import all_same, signal_in  # pyrefly: ignore[missing-import]
 
 import skipway as package
+from skipway.errors import InputError
 from skipway.run import LOCK, Run
 from skipway.training import engine as engine_module
 from skipway.training import place as place_module
+from skipway.training.asked import asked_spec
 from skipway.training.loop import Trainer
 from skipway.training.pieces import engine_to_go_on
 from skipway.training.place import Before, claimed
@@ -115,3 +119,23 @@ def test_a_lock_that_was_left_tells_how(tmp_path, monkeypatch):
         (folder / LOCK).write_text(text)
         with claimed(folder) as before:
             assert before == Before(cut_off=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_a_lock_that_is_no_file_of_ours_is_refused_and_left(tmp_path, kind):
+    (tmp_path / "precious").write_text("x")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = folder / LOCK
+    make = {"folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock), "link": lambda: lock.symlink_to("../precious")}
+    make[kind]()
+    with pytest.raises(InputError, match="is no file of ours; remove it"), claimed(folder):
+        pass
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": -4}, {"threads": -1}, {"threads": 10**14}])
+def test_an_engine_with_numbers_that_cannot_be_is_told(photos, change):
+    text = {"compiled": False, "kernels": False, "micro_batch": 4, "threads": 1} | change
+    with pytest.raises(InputError, match="engine.json is damaged"):
+        engine_module.engine_of(json.dumps(text), make_plan(asked_spec(photos, settings=TINY)))

@@ -16,7 +16,7 @@ from skipway.errors import InputError
 from skipway.run import Run
 from skipway.training import ending
 from skipway.training.loop import Trainer
-from skipway.training.progress import Stops
+from skipway.training.progress import StopRequested, Stops
 from skipway.training.saver import Saver
 from skipway.training.vault import Vault
 
@@ -118,13 +118,13 @@ def test_a_save_does_not_hold_up_training(photos, tmp_path, monkeypatch):
     def slow(self: Vault, *arguments: Any, **named: Any) -> None:
         if threading.current_thread() is not threading.main_thread() and not moved_on.is_set():
             busy.set()
-            moved_on.wait(30)  # a disk that has not done before four steps are
+            moved_on.wait(30)  # a disk that has not done before two steps more are
             busy.clear()
         write(self, *arguments, **named)
 
     def counted(self: Trainer, *arguments: Any) -> Any:
         steps_meanwhile[0] += busy.is_set()
-        if steps_meanwhile[0] == 4:
+        if steps_meanwhile[0] == 2:
             moved_on.set()
         return step(self, *arguments)
 
@@ -156,6 +156,33 @@ def test_all_signals_ask_for_a_stop():
             os.kill(os.getpid(), number)
             assert stop.asked()
             assert stop.why == signal.Signals(number).name
+
+
+class Circle:
+    """Processes that agree: what the others ask for at each meeting, as the largest flag of all."""
+
+    def __init__(self, count: int, others: list[int]):
+        self.count, self.others, self.met = count, others, 0
+
+    def agreed(self, flag: int) -> int:
+        self.met += 1
+        return max(flag, self.count if self.met == 1 else self.others[self.met - 2])
+
+
+@pytest.mark.parametrize(("own", "most"), [(3, 3), (2, 3), (0, 3), (3, 2)])
+def test_watched_batches_meet_as_often_as_the_others_have_some(own, most):
+    with Stops() as stop:
+        circle = Circle(most, [0] * 9)
+        assert list(stop.watch(range(own), own, circle)) == list(range(own))  # pyrefly: ignore[bad-argument-type]
+        assert circle.met == 1 + max(own, most)
+
+
+def test_a_stop_asked_for_elsewhere_ends_validation_at_the_same_batch():
+    seen = []
+    with Stops() as stop, pytest.raises(StopRequested, match="as another process was asked to"):
+        for batch in stop.watch(range(9), 9, Circle(9, [0, 0, 1])):  # pyrefly: ignore[bad-argument-type]
+            seen.append(batch)
+    assert seen == [0, 1]
 
 
 def test_a_run_killed_between_weights_and_checkpoint_makes_them_again(photos, tmp_path, monkeypatch):

@@ -45,6 +45,9 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda c: (c / MANIFEST).write_text("{}"), "manifest.json is empty"),
     (lambda c: (c / MANIFEST).write_text('{"a.bin": {}}'), "manifest.json is damaged"),
     (lambda c: (c / MANIFEST).write_text('{"../../x": {}}'), r"manifest.json names '../../x'"),
+    (lambda c: (c / MANIFEST).write_text("[" * 100_000), "manifest.json is damaged"),
+    (lambda c: (c / MANIFEST).write_text('{"a\\u0000": {}}'), r"names 'a\x00', which is no file"),
+    (lambda c: (os.mkfifo(c / "x"), (c / MANIFEST).write_text('{"x": {}}')), "names 'x', which is no file in it"),
 ]
 
 
@@ -73,6 +76,33 @@ def test_the_pointer_counts_before_names_and_its_loss_does_no_harm(vault: Vault)
         assert vault.find().folder == vault.folder / "epoch-00002"
     (vault.folder / POINTER).unlink()
     assert vault.find() == Found(vault.folder / "epoch-00002")
+
+
+@pytest.mark.parametrize("text", ["/etc", "..", ".", "../..", "x" * 5_000_000, "notes", "a\0b"])
+def test_a_pointer_that_names_no_checkpoint_is_told_briefly(vault: Vault, text: str):
+    put(vault, "epoch-00001")
+    (vault.folder / "notes").mkdir()
+    (vault.folder / POINTER).write_text(text)
+    found = vault.find()
+    assert found.folder == vault.folder / "epoch-00001"
+    assert len(found.damaged) == 1
+    assert len(found.damaged[0]) < 500
+
+
+def test_what_is_not_ours_stays(vault: Vault):
+    """Folders and files of others beside the checkpoints are neither taken for one nor removed."""
+    put(vault, "epoch-00001")
+    others = ["zzz", "a", "epoch", "epoch-x", ".mine.tmp"]
+    for name in others:
+        (vault.folder / name).mkdir()
+        (vault.folder / name / "precious").write_text("x")
+    (vault.folder / "README").write_text("x")
+    (vault.folder / ".left.tmp").write_text("x")
+    for number in (2, 3):
+        put(vault, f"epoch-{number:05d}", keep=1)
+    left = {path.name for path in vault.folder.iterdir()}
+    assert left == {*others, "README", ".left.tmp", "epoch-00003", POINTER}
+    assert vault.find() == Found(vault.folder / "epoch-00003")
 
 
 def test_a_damaged_one_is_replaced_by_the_next_of_its_name(vault: Vault):
