@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,13 @@ from skipway.network_spec import NetworkSpec
 from skipway.nn.twin import twin
 
 TINY = RaceSettings(depth=8, width=4, batch_size=8, epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine two threads wait for each other."""
+    with computing_with(1):
+        yield
 
 
 def tiny(settings: RaceSettings = TINY) -> Race:

@@ -156,7 +156,8 @@ class Race:
 
     def reset(self) -> None:
         """Back to the start: initial weights, no steps."""
-        self.learners = {name: self._learner(network) for name, network in self.networks.items()}
+        with torch.random.fork_rng(devices=[]):  # modules draw weights, which those of the seed replace
+            self.learners = {name: self._learner(network) for name, network in self.networks.items()}
         found = [_layers(learner.network) for learner in self.learners.values()]
         self._rows = [name for name in found[0] if all(name in other for other in found)]
         self.layers = tuple(_shown(name) for name in self._rows)

@@ -1,22 +1,22 @@
 """Twins: a network and its plain twin, trained from the same initial weights on the same batches, over several seeds.
 
-The network is the subject's own, with fresh weights; data, optimizer and loss are its run's too. What augmentation,
-fine-tuning and averaging a run has is left out: a short race of two, in fp32.
+Network, data, optimizer and loss are the run's; augmentation, fine-tuning and averaging are left out.
 """
 
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from skipway.errors import InputError
 from skipway.fields import check, option
 from skipway.insight import style
 from skipway.insight.experiment import Experiment, Pace, Reading
-from skipway.insight.race import PLAIN, RESIDUAL, Race
-from skipway.insight.subject import Images, Subject
+from skipway.insight.race import BATCH, PLAIN, RESIDUAL, Race
+from skipway.insight.subject import Subject
 from skipway.insight.watch import QUIET, Watch
 from skipway.nn.twin import Twin, twin
-from skipway.spec import TrainSpec
 from skipway.training.plan import BASE_LR
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Twins:
         steps, races: how many were to be made: steps a race, races.
         at: (races, marks), the steps after which both were scored.
         residual, plain: their curves.
+        own: share of held-out images that the run itself gets right, after all its training; NaN without one.
     """
 
     network: str
@@ -86,6 +87,7 @@ class Twins:
     at: tuple[tuple[int, ...], ...]
     residual: Curves
     plain: Curves
+    own: float
 
 
 def twins(subject: Subject, settings: TwinsSettings = TwinsSettings(), *, watch: Watch = QUIET) -> Twins:
@@ -95,7 +97,7 @@ def twins(subject: Subject, settings: TwinsSettings = TwinsSettings(), *, watch:
     kinds is compared, for as long as the settings say. A plain subject is compared with itself given skips.
 
     Args:
-        subject: whose network, data, optimizer and loss; its weights are not used.
+        subject: whose network, data, optimizer and loss; its weights are only scored, to compare with.
         settings: the budget.
         watch: gets the curves at each mark; once it is late the race under way ends with a last score.
 
@@ -103,10 +105,9 @@ def twins(subject: Subject, settings: TwinsSettings = TwinsSettings(), *, watch:
         InputError: the network is not skipway's own, or has no logits.
     """
     pair = _pair(subject, with_norm=settings.with_norm)
-    train = subject.train.first(settings.images or len(subject.train))
-    races: list[Race] = []
+    races, own = [], _own(subject)
     for number in range(settings.seeds):
-        race = _race(pair, _budget(subject, settings, number), train, subject.seen)
+        race = _race(subject, pair, settings, number)
         races.append(race)
         marks = {math.ceil(race.total_steps * i / settings.marks) for i in range(1, settings.marks + 1)}
         while not race.done and not (watch.late and race.taken):
@@ -114,12 +115,12 @@ def twins(subject: Subject, settings: TwinsSettings = TwinsSettings(), *, watch:
             watch.tell((number + race.taken / race.total_steps) / settings.seeds)
             if race.taken in marks:
                 race.scores()
-                watch.partial(_result(pair, races, settings.seeds))
+                watch.partial(_result(pair, races, settings.seeds, own))
         if not race.told or race.told[-1][0] != race.taken:
             race.scores()
         if watch.late:
             break
-    return _result(pair, races, settings.seeds)
+    return _result(pair, races, settings.seeds, own)
 
 
 def _pair(subject: Subject, *, with_norm: bool) -> Twin:
@@ -134,30 +135,27 @@ def _pair(subject: Subject, *, with_norm: bool) -> Twin:
     return twin(own if with_norm else replace(own, norm="none"))
 
 
-def _budget(subject: Subject, settings: TwinsSettings, number: int) -> TrainSpec:
-    """How both learn: the run's optimizer and loss, for another time."""
-    own = subject.spec.train
-    batch_size = min(settings.batch_size, settings.images or len(subject.train), len(subject.train))
-    share = 1.0 if own.optimizer == "muon" else batch_size / (own.batch_size or 128)
+def _race(subject: Subject, pair: Twin, settings: TwinsSettings, number: int) -> Race:
+    """One race: with the run's optimizer and loss, for another time."""
+    own, train = subject.spec.train, subject.train.first(settings.images or len(subject.train))
+    size = min(settings.batch_size, len(train))
+    share = 1.0 if own.optimizer == "muon" else size / (own.batch_size or 128)
     lr = settings.lr or (own.lr or BASE_LR[own.optimizer]) * share
     alone = {"weights": "", "freeze": "", "freeze_epochs": 0, "layer_decay": 1.0, "ema_decay": 0.0, "track": ()}
-    return replace(
-        own,
-        epochs=settings.epochs,
-        batch_size=max(batch_size, 1),
-        lr=lr,
-        warmup_epochs=0.05 * settings.epochs,
-        precision="fp32",
-        seed=own.seed + number,
-        **alone,
-    )
+    budget = {"epochs": settings.epochs, "warmup_epochs": 0.05 * settings.epochs, "seed": own.seed + number}
+    spec = replace(own, batch_size=size, lr=lr, precision="fp32", **budget, **alone)
+    return Race({RESIDUAL: pair.residual, PLAIN: pair.spec}, spec, train, subject.seen)
 
 
-def _race(pair: Twin, spec: TrainSpec, train: Images, seen: Images) -> Race:
-    return Race({RESIDUAL: pair.residual, PLAIN: pair.spec}, spec, train, seen)
+@torch.no_grad()
+def _own(subject: Subject) -> float:
+    if not subject.trained:
+        return math.nan
+    logits = torch.cat([subject.network(x) for x in subject.seen.inputs.split(BATCH)])
+    return float(subject.right(logits, subject.seen.labels).mean())
 
 
-def _result(pair: Twin, races: list[Race], wanted: int) -> Twins:
+def _result(pair: Twin, races: list[Race], wanted: int, own: float) -> Twins:
     """What there is so far; races that were not scored yet do not count."""
     first, scored = races[0], [race for race in races if race.told]
     return Twins(
@@ -173,34 +171,35 @@ def _result(pair: Twin, races: list[Race], wanted: int) -> Twins:
         tuple(tuple(step for step, _ in race.told) for race in scored),
         _curves(RESIDUAL, scored),
         _curves(PLAIN, scored),
+        own,
     )
 
 
 def _curves(name: str, races: list[Race]) -> Curves:
-    rows: dict[str, list[tuple[float, ...]]] = {key: [] for key in Curves.__dataclass_fields__}
+    rows = []
     for race in races:
-        laps = [step.networks[name] for step in race.steps]
+        laps, scores = [step.networks[name] for step in race.steps], [score[name] for _, score in race.told]
         ends = [step for step, _ in race.told]
         parts = [laps[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        rows["train_loss"].append(tuple(sum(lap.loss for lap in part) / len(part) for part in parts))
-        rows["train_accuracy"].append(tuple(sum(lap.right for lap in part) / len(part) for part in parts))
-        rows["loss"].append(tuple(scores[name].loss for _, scores in race.told))
-        rows["accuracy"].append(tuple(scores[name].accuracy for _, scores in race.told))
-    return Curves(**{key: tuple(value) for key, value in rows.items()})
+        losses = tuple(sum(lap.loss for lap in part) / len(part) for part in parts)
+        right = tuple(sum(lap.right for lap in part) / len(part) for part in parts)
+        rows.append((losses, right, tuple(s.loss for s in scores), tuple(s.accuracy for s in scores)))
+    return Curves(*zip(*rows, strict=True))
 
 
 def _draw(result: Twins) -> "Figure":
     made, (loss, accuracy) = style.figure(2, width=9.0)
     for name, curves, colour in (("with skips", result.residual, style.RESIDUAL), ("plain", result.plain, style.PLAIN)):
-        _band(loss, result, curves.train_loss, colour, f"{name}, training", "-")
-        _band(loss, result, curves.loss, colour, f"{name}, held out", "--")
-        _band(accuracy, result, curves.train_accuracy, colour, f"{name}, training", "-")
-        _band(accuracy, result, curves.accuracy, colour, f"{name}, held out", "--")
+        for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
+            _band(axes, result, getattr(curves, f"train_{key}"), colour, f"{name}, training", "-")
+            _band(axes, result, getattr(curves, key), colour, f"{name}, held out", "--")
     races = f"{len(result.at)} seeds: mean and range" if len(result.at) > 1 else "one seed"
-    loss.set_title(f"loss in nats, {races}", fontsize=10)
-    loss.set_yscale("log")
-    accuracy.set_title(f"share of right answers, {races}", fontsize=10)
-    for axes in (loss, accuracy):
+    losses = [*result.residual.train_loss, *result.residual.loss, *result.plain.train_loss, *result.plain.loss]
+    loss.set_yscale("linear" if any(value <= 0 for row in losses for value in row) else "log")
+    if math.isfinite(result.own):
+        accuracy.axhline(result.own, color=style.QUIET_GREY, linestyle=":", label="the run itself, held out")
+    for axes, what in ((loss, "loss in nats"), (accuracy, "share of right answers")):
+        axes.set_title(f"{what}, {races}", fontsize=10)
         axes.set_xlabel("epochs", fontsize=8)
     accuracy.legend(fontsize=8, frameon=False)
     return made
@@ -219,32 +218,32 @@ def _band(axes: "Axes", result: Twins, rows: tuple[tuple[float, ...], ...], colo
 
 def _read(result: Twins) -> Reading:
     """The plain network ends at the clearly higher training loss with every seed (agrees), at the lower (disagrees)."""
-    ours, plains = ([row[-1] for row in curves.train_loss] for curves in (result.residual, result.plain))
-    if not ours:
-        return Reading(("Nothing was trained yet.",), "open")
-    ends = [
-        (a if math.isfinite(a) else math.inf, b if math.isfinite(b) else math.inf)
-        for a, b in zip(ours, plains, strict=True)
-    ]
+    farthest = max(row[-1] for row in result.at)
+    whole = [i for i, row in enumerate(result.at) if row[-1] == farthest]  # a race under way is no match for these
+    last = [[curves.train_loss[i][-1] for i in whole] for curves in (result.residual, result.plain)]
+    ours, plains = ([math.inf if math.isnan(v) else v for v in row] for row in last)
+    ends = list(zip(ours, plains, strict=True))
     higher, lower = sum(b > a for a, b in ends), sum(b < a for a, b in ends)
     norm = "without normalisation" if result.norm == "none" else f"with {result.norm} norm"
     said = [
         f"{result.network} ends at a training loss of {_spread(ours)}, its plain twin at {_spread(plains)}: "
         f"the plain one is higher with {higher} of {len(ends)} seeds.",
-        f"Of {result.seen:,} held-out images {_percent(result.residual)} are right with skips, "
-        f"{_percent(result.plain)} without.",
+        f"Of {result.seen:,} held-out images {_percent(result.residual, whole)} are right with skips, "
+        f"{_percent(result.plain, whole)} without.",
         f"Each learned for {result.steps:,} steps of {result.batch_size} images (of {result.images:,}), {norm}, at a "
         f"rate of {result.lr:.2g} at most; both from the same initial weights, on the same batches.",
     ]
+    if math.isfinite(result.own):
+        said.append(f"The run itself, after all its training, has {result.own:.1%} of them right.")
     if result.dropped:
         said.append(f"Beside its skips the twin goes without {'; '.join(result.dropped[:3])}.")
-    short = result.steps < LEAST
-    if short:
+    if result.steps < LEAST:
         said.append(f"Fewer than {LEAST} steps are a beginning: they do not show where training ends.")
-    if (done := sum(row[-1] for row in result.at)) < result.steps * result.races:
-        said.append(f"The time was over after {done:,} of {result.steps * result.races:,} steps.")
-        short = short or result.at[0][-1] < result.steps
-    clear = not short and all(abs(b - a) > CLEAR * min(a, b) for a, b in ends if a != b)
+    done, planned = sum(row[-1] for row in result.at), result.steps * result.races
+    if done < planned:
+        said.append(f"The time was over after {done:,} of {planned:,} steps.")
+    ended = farthest >= max(result.steps, LEAST)
+    clear = ended and all(abs(b - a) > CLEAR * min(a, b) for a, b in ends if a != b)
     verdict = "agrees" if clear and higher == len(ends) else "disagrees" if clear and lower == len(ends) else "open"
     return Reading(tuple(said), verdict)
 
@@ -259,8 +258,8 @@ def _spread(losses: list[float]) -> str:
     return f"{sum(good) / len(good):.3g}{between}"
 
 
-def _percent(curves: Curves) -> str:
-    last = [row[-1] for row in curves.accuracy]
+def _percent(curves: Curves, races: list[int]) -> str:
+    last = [curves.accuracy[i][-1] for i in races]
     between = f" ({min(last):.1%} to {max(last):.1%})" if len(last) > 1 else ""
     return f"{sum(last) / len(last):.1%}{between}"
 
@@ -269,14 +268,12 @@ def _fit(pace: Pace, seconds: float) -> TwinsSettings | None:
     """Three seeds where each can go through the images three times, else fewer; else fewer images."""
     subject = pace.subject
     try:
-        pair = _pair(subject, with_norm=True)
+        race = _race(subject, _pair(subject, with_norm=True), TwinsSettings(epochs=1), 0)
     except InputError:
         return None
     count, marks = len(subject.train), 4
-    a_try = TwinsSettings(epochs=1)
-    epoch_s = 2 * pace.step_s * count
-    if 4 * pace.step_s * min(a_try.batch_size, count) < seconds / 4:  # then there is time to try some steps
-        epoch_s = _race(pair, _budget(subject, a_try, 0), subject.train, subject.seen).estimate_s()
+    try_s = 4 * pace.step_s * race.batch_size
+    epoch_s = race.estimate_s() if try_s < seconds / 4 else 2 * pace.step_s * count
     room, scores_s = 0.7 * seconds, marks * epoch_s / 3 * len(subject.seen) / count
     for seeds, least in ((3, 3), (2, 3), (1, 1)):
         epochs = min(int((room / seeds - scores_s) / epoch_s), 30)
