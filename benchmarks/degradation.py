@@ -166,13 +166,13 @@ def main() -> None:
         runs = list(pool.map(train, range(options.seeds)))
     took, load = time.perf_counter() - started, os.getloadavg()[0]
     about = (
-        f"`python benchmarks/degradation.py --seeds {options.seeds}` (scikit-learn's digits at 16 pixels, 1,438 to learn "
-        f"from, 359 to test; width {SETTINGS.width}, batch norm, {SETTINGS.epochs} epochs, batches of "
+        f"`python benchmarks/degradation.py --seeds {options.seeds}` (scikit-learn's digits at 16 pixels, 1,438 to "
+        f"learn from, 359 to test; width {SETTINGS.width}, batch norm, {SETTINGS.epochs} epochs, batches of "
         f"{SETTINGS.batch_size}, SGD with Nesterov momentum 0.9, peak rate {SETTINGS.lr:g}, cosine after 5% warm-up, "
         f"weight decay 0.0005, no augmentation, fp32; n = {options.seeds} seeds: mean and range, of cuts median and "
         f"range; a process a seed, one thread each; {device_name(torch.device('cpu'))}, {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, {datetime.date.today()}; {took:.0f} s in all, beside "
-        f"others' work: load {load:.1f})"
+        f"{torch.__version__}, Python {platform.python_version()}, {datetime.date.today()}; {took:.0f} s in all, at a "
+        f"load of {load:.1f})"
     )
     holds = "\n".join(f"- {line}" for line in orderings(runs))
     section = "\n\n".join((textwrap.fill(about, 118), table(runs), holds))

@@ -237,7 +237,8 @@ def test_several_labels_an_image():
 
 
 def test_networks_of_several_depths_share_the_rows_that_all_have():
-    deep, shallow = (race_spec(replace(TINY, depth=d), channels=3, classes=3) for d in (14, 8))
+    settings = replace(TINY, shortcut="projection")
+    deep, shallow = (race_spec(replace(settings, depth=d), channels=3, classes=3) for d in (14, 8))
     race = Race({"deep": deep, "shallow": shallow}, train_spec(TINY), some_images(seed=1), some_images())
     assert len(race.layers) == 8
     assert all(len(lap.gradients) == 8 for lap in race.step().networks.values())
@@ -267,15 +268,11 @@ def test_state_goes_to_plain_data_and_back():
     assert from_plain(to_plain(state), RaceState) == state
 
 
-def test_race_on_digits_starts_and_moves_fast_enough():
+def test_digits_are_all_there_and_normalised():
     train, seen = digits_images()
     assert (len(train), len(seen), train.inputs.shape[1:]) == (1438, 359, (1, 16, 16))
     assert abs(float(train.inputs.mean())) < 0.01
-    start = time.thread_time()
-    race = race_of(RaceSettings(depth=20, width=8), train, seen)
-    race.step()
-    assert time.thread_time() - start < 2
-    start = time.thread_time()
-    for _ in range(3):
-        race.step()
-    assert (time.thread_time() - start) / 3 < 0.5
+    assert not set(train.names) & set(seen.names)
+    race = race_of(RaceSettings(), train, seen)
+    assert (race.steps_per_epoch, race.threads) == (22, 1)
+    assert all(len(lap.gradients) == 20 for lap in race.step().networks.values())
