@@ -6,6 +6,12 @@ from skipway.insight.experiment import Experiment
 
 _ORDER: tuple[Experiment, ...] = (twins.EXPERIMENT, gradients.EXPERIMENT, lesion.EXPERIMENT, attention.EXPERIMENT)
 EXPERIMENTS = {each.name: each for each in _ORDER}
+from skipway.insight import attention, gradients, shattering
+from skipway.insight.experiment import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {
+    each.name: each for each in (gradients.EXPERIMENT, shattering.EXPERIMENT, attention.EXPERIMENT)
+}
 
 
 def find_experiment(name: str) -> Experiment:
