@@ -14,6 +14,7 @@ from skipway.insight.experiment import Pace
 from skipway.insight.experiments import find_experiment
 from skipway.insight.lesion import LesionSettings
 from skipway.insight.plain import from_plain, to_plain, to_text
+from skipway.insight.responses import ResponsesSettings
 from skipway.insight.style import svg
 from skipway.insight.subject import Images, Subject
 from skipway.insight.watch import Cancelled, Watch
@@ -21,6 +22,7 @@ from skipway.nn.foreign import build_foreign
 from skipway.nn.twin import twin
 
 QUICK: dict[str, Any] = {
+    "responses": ResponsesSettings(num_images=12),
     "lesion": LesionSettings(num_images=12, num_draws=2, num_swaps=2),
 }
 each = pytest.mark.parametrize("name", QUICK)

@@ -157,7 +157,17 @@ def test_networks_without_batch_norm_have_nothing_to_measure_again():
 def made_up(left: float, *, plain: bool = False, whole: float = 0.9) -> Lesion:
     cuts = tuple(Cut(f"stage1.block{i}", False, left, 1.0) for i in range(1, 4))
     return Lesion(
-        plain, 10, whole, 0.1, float("nan"), 0.1, cuts, (Several(1, (left,)),), (Swap("a", "b", left),), {"c": "why"}
+        plain,
+        10,
+        whole,
+        0.1,
+        float("nan"),
+        0.1,
+        (*(c.name for c in cuts), "c"),
+        cuts,
+        (Several(1, (left,)),),
+        (Swap("a", "b", left),),
+        {"c": "why"},
     )
 
 

@@ -85,7 +85,7 @@ def why_not(unit: Unit, units: Sequence[Unit]) -> str:
 def choices(units: Sequence[Unit], *, num_draws: int, seed: int) -> Iterator[list[Edit]]:
     """Random choices of blocks to cut at once: of 1, of all, and of some numbers in between."""
     names = [u.name for u in units if not u.opens]
-    counts = {1 + round(i * (len(names) - 1) / (COUNTS - 1)) for i in range(COUNTS)} if names else set()
+    counts = {round(len(names) ** (i / (COUNTS - 1))) for i in range(COUNTS)} if names else set()  # 1, 2, 4, ... all
     for count in sorted(counts):
         draws = random.Random(f"{seed}/lesion/{count}")
         chosen: dict[tuple[int, ...], None] = {}

@@ -1,10 +1,17 @@
 """Every experiment by its name, in the order of the report."""
 
 from skipway.errors import unknown
-from skipway.insight import attention, gradients, lesion, twins
+from skipway.insight import attention, gradients, lesion, paths, responses, twins
 from skipway.insight.experiment import Experiment
 
-_ORDER: tuple[Experiment, ...] = (twins.EXPERIMENT, gradients.EXPERIMENT, lesion.EXPERIMENT, attention.EXPERIMENT)
+_ORDER: tuple[Experiment, ...] = (
+    twins.EXPERIMENT,
+    gradients.EXPERIMENT,
+    responses.EXPERIMENT,
+    lesion.EXPERIMENT,
+    paths.EXPERIMENT,
+    attention.EXPERIMENT,
+)
 EXPERIMENTS = {each.name: each for each in _ORDER}
 from skipway.insight import attention, gradients, shattering
 from skipway.insight.experiment import Experiment

@@ -77,6 +77,7 @@ class Lesion:
         accuracy, loss: of the whole network.
         reestimated: its accuracy with batch norms' statistics measured again; NaN where that was not asked for.
         constant: what always giving the same answer would score.
+        units: all blocks by name, in order.
         cuts, several, swaps: the lesions.
         uncut: blocks that cannot be cut out, with the reason.
     """
@@ -87,6 +88,7 @@ class Lesion:
     loss: float
     reestimated: float
     constant: float
+    units: tuple[str, ...]
     cuts: tuple[Cut, ...] = ()
     several: tuple[Several, ...] = ()
     swaps: tuple[Swap, ...] = ()
@@ -125,6 +127,7 @@ def lesion(subject: Subject, settings: LesionSettings = LesionSettings(), *, wat
             loss=subject.loss(prefix.logits, images.labels).item(),
             reestimated=_remeasured(subject, measured, images, (), watch) if measured else float("nan"),
             constant=constant(images.labels),
+            units=tuple(u.name for u in probe.units),
             uncut={u.name: reason for u in probe.units if (reason := why_not(u, probe.units))},
         )
         for cut in single_cuts(subject, prefix, images.labels, watch=watch.part(0.1, 0.5)):
@@ -173,11 +176,12 @@ def _draw(result: Lesion) -> "Figure":
     spread = [pstdev(s.accuracies) for s in result.several]
     for each in result.several:
         many.plot([each.count] * len(each.accuracies), each.accuracies, ".", color=colour, alpha=0.35, ms=4)
+    swap = -max(counts, default=1) / 12
     many.errorbar(counts, means, yerr=spread, color=colour, marker="o", ms=4, capsize=2, label="some cut, mean ± s.d.")
     if result.swaps:
         left = [s.accuracy for s in result.swaps]
-        many.plot([0] * len(left), left, "x", color=THIRD, ms=5, label="two swapped")
-    many.set_xticks([0, *counts], ["swap", *map(str, counts)])
+        many.plot([swap] * len(left), left, "x", color=THIRD, ms=5, label="two swapped")
+    many.set_xticks([swap, *counts], ["swap", *map(str, counts)])
     _lines(many, result)
     many.set(title="Random blocks cut at once, none that opens a stage", ylim=(-0.02, 1.03))
     many.set_xlabel("blocks cut", fontsize=8)
@@ -186,14 +190,18 @@ def _draw(result: Lesion) -> "Figure":
 
 
 def _draw_single(axes: "Axes", result: Lesion) -> None:
-    names = [c.name for c in result.cuts]
-    depth_axis(axes, names, [c.opens for c in result.cuts])
+    places, uncut = [result.units.index(c.name) for c in result.cuts], result.uncut or {}
+    left = [c.accuracy for c in result.cuts]
     colour = PLAIN if result.plain else RESIDUAL
-    axes.vlines(range(len(names)), [c.accuracy for c in result.cuts], result.accuracy, color=colour, lw=1, alpha=0.5)
-    axes.plot([c.accuracy for c in result.cuts], "o", color=colour, ms=5, label="block cut")
+    axes.vlines(places, left, result.accuracy, color=colour, lw=1, alpha=0.5)
+    axes.plot(places, left, "o", color=colour, ms=5, label="block cut")
     if any(c.reestimated == c.reestimated for c in result.cuts):
-        axes.plot([c.reestimated for c in result.cuts], "D", color=THIRD, ms=3.5, label="statistics measured again")
+        axes.plot(places, [c.reestimated for c in result.cuts], "D", color=THIRD, ms=3.5, label="and statistics again")
     _lines(axes, result)
+    opens = {c.name for c in result.cuts if c.opens} | set(uncut)
+    depth_axis(axes, result.units, [name in opens for name in result.units])
+    for name in uncut:
+        axes.text(result.units.index(name), 0.5, "cannot be cut", rotation=90, ha="center", va="center", fontsize=7)
     axes.set(title="Each block cut alone", ylim=(-0.02, 1.03))
     axes.set_ylabel(f"accuracy, {result.num_images:,} images", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
