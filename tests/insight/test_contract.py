@@ -13,6 +13,7 @@ from skipway.foreign_spec import ForeignSpec
 from skipway.insight.experiment import Pace
 from skipway.insight.experiments import find_experiment
 from skipway.insight.lesion import LesionSettings
+from skipway.insight.paths import PathsSettings
 from skipway.insight.plain import from_plain, to_plain, to_text
 from skipway.insight.responses import ResponsesSettings
 from skipway.insight.style import svg
@@ -24,6 +25,7 @@ from skipway.nn.twin import twin
 QUICK: dict[str, Any] = {
     "responses": ResponsesSettings(num_images=12),
     "lesion": LesionSettings(num_images=12, num_draws=2, num_swaps=2),
+    "paths": PathsSettings(num_images=6, num_draws=1),
 }
 each = pytest.mark.parametrize("name", QUICK)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skipway.insight.probe import Probe
 from skipway.insight.units import Parts, Unit
+from skipway.insight.watch import QUIET, Watch
 
 
 class Backward:
@@ -57,6 +58,40 @@ class Backward:
         return _through(self.units[index][1].x, came, slope)
 
 
+def sums_by_length(back: Backward, *, watch: Watch = QUIET) -> dict[int, Tensor]:
+    """The gradients at the image of all paths of each length, added up: length -> (B, C, H, W).
+
+    Going back through a unit, what has passed k branches is k through its skip and k + 1 through its branch.
+
+    Args:
+        back: the network gone through.
+        watch: told after each unit.
+    """
+    sums = {0: back.start}
+    for index in reversed(range(len(back.units))):
+        before: dict[int, Tensor] = {}
+        for length, slope in sums.items():
+            if back.units[index][0].skip != "none":
+                _add(before, length, back.shortcut(index, slope))
+            _add(before, length + 1, back.branch(index, slope))
+        sums = before
+        watch.tell(1 - index / len(back.units))
+    return dict(sorted(sums.items()))
+
+
+def one_path(back: Backward, taken: frozenset[int]) -> Tensor:
+    """The gradient at the image along one path. -> (B, C, H, W).
+
+    Args:
+        back: the network gone through.
+        taken: indices of the units whose branch it passes; it passes the skip of the others.
+    """
+    slope = back.start
+    for index in reversed(range(len(back.units))):
+        slope = back.branch(index, slope) if index in taken else back.shortcut(index, slope)
+    return slope
+
+
 def _through(output: Tensor, by: Tensor, slope: Tensor | None) -> Tensor:
     """The gradient at `by` of a gradient at `output`, of its shape; None: of output itself, which is a number."""
     if output is by:
@@ -64,3 +99,7 @@ def _through(output: Tensor, by: Tensor, slope: Tensor | None) -> Tensor:
         return slope
     (found,) = torch.autograd.grad(output, by, slope, retain_graph=True, allow_unused=True)
     return torch.zeros_like(by) if found is None else found
+
+
+def _add(sums: dict[int, Tensor], length: int, slope: Tensor) -> None:
+    sums[length] = sums[length] + slope if length in sums else slope

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from skipway.insight.backward import Backward
+from skipway.insight.backward import Backward, one_path, sums_by_length
 from skipway.insight.depth import units_of
 from skipway.insight.experiment import Experiment, Pace, Reading
 from skipway.insight.probe import Probe
-from skipway.insight.style import PLAIN, QUIET_GREY, RESIDUAL, figure
+from skipway.insight.style import QUIET_GREY, RESIDUAL, figure
 from skipway.insight.subject import Subject
 from skipway.insight.units import Unit
 from skipway.insight.watch import QUIET, Watch
@@ -142,40 +142,6 @@ def paths(subject: Subject, settings: PathsSettings = PathsSettings(), *, watch:
     return result
 
 
-def sums_by_length(back: Backward, *, watch: Watch = QUIET) -> dict[int, Tensor]:
-    """The gradients at the image of all paths of each length, added up: length -> (B, C, H, W).
-
-    Going back through a unit, what has passed k branches is k through its skip and k + 1 through its branch.
-
-    Args:
-        back: the network gone through.
-        watch: told after each unit.
-    """
-    sums = {0: back.start}
-    for index in reversed(range(len(back.units))):
-        before: dict[int, Tensor] = {}
-        for length, slope in sums.items():
-            if back.units[index][0].skip != "none":
-                _add(before, length, back.shortcut(index, slope))
-            _add(before, length + 1, back.branch(index, slope))
-        sums = before
-        watch.tell(1 - index / len(back.units))
-    return dict(sorted(sums.items()))
-
-
-def one_path(back: Backward, taken: frozenset[int]) -> Tensor:
-    """The gradient at the image along one path. -> (B, C, H, W).
-
-    Args:
-        back: the network gone through.
-        taken: indices of the units whose branch it passes; it passes the skip of the others.
-    """
-    slope = back.start
-    for index in reversed(range(len(back.units))):
-        slope = back.branch(index, slope) if index in taken else back.shortcut(index, slope)
-    return slope
-
-
 def _sampled(back: Backward, length: int, settings: PathsSettings, watch: Watch) -> float:
     """Mean norm of the gradient along one path of that length, over drawn paths and images."""
     always = [i for i, (unit, _) in enumerate(back.units) if unit.skip == "none"]
@@ -190,31 +156,30 @@ def _sampled(back: Backward, length: int, settings: PathsSettings, watch: Watch)
     return total / count
 
 
-def _add(sums: dict[int, Tensor], length: int, slope: Tensor) -> None:
-    sums[length] = sums[length] + slope if length in sums else slope
-
-
 def _norms(x: Tensor) -> Tensor:
     """(B, ...) -> (B,)."""
     return x.flatten(1).norm(dim=1)
 
 
 def _draw(result: Paths) -> "Figure":
+    from matplotlib.ticker import MaxNLocator
+
     made, (counts, single, shares) = figure(3, width=13.0, height=3.9)
     lengths = [x.length for x in result.lengths]
     counts.bar(lengths, [x.portion for x in result.lengths], color=QUIET_GREY)
-    counts.set_title(f"{_number(result.num_skips)} paths by their length")
+    counts.set_title("1 path" if not result.num_skips else f"{_number(result.num_skips)} paths by their length")
     counts.set_ylabel("portion of the paths", fontsize=8)
     sizes = [x.single for x in result.lengths]
     single.plot(lengths, sizes, "o-", color=RESIDUAL, ms=3.5, lw=1.2)
     if any(s > 0 for s in sizes):
         single.set_yscale("log")
+        single.tick_params(which="both", labelsize=8)
     single.set_title("Gradient through one path, sampled")
     single.set_ylabel("mean norm at the image", fontsize=8)
     shares.bar(lengths, [0.0 if s != s else s for s in result.shares], color=RESIDUAL, label="paths x norm of one")
     together = sum(x.together for x in result.lengths)
     exact = [x.together / together if together > 0 else 0.0 for x in result.lengths]
-    shares.plot(lengths, exact, "o-", color=PLAIN, ms=3, lw=1.2, label="norm of their sum, exact")
+    shares.plot(lengths, exact, "o-", color=THIRD, ms=3, lw=1.2, label="norm of their sum, exact")
     shares.plot(
         lengths, [x.portion for x in result.lengths], ":", color=QUIET_GREY, lw=1.6, label="portion of the paths"
     )
@@ -223,8 +188,8 @@ def _draw(result: Paths) -> "Figure":
     shares.legend(fontsize=7, frameon=False)
     for axes in (counts, single, shares):
         axes.set_xlabel("length: branches passed", fontsize=8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlim(lengths[0] - 0.7, lengths[-1] + 0.7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(-0.7, result.num_units + 0.7)
     return made
 
 
@@ -268,8 +233,8 @@ def _within(result: Paths, share: float) -> int:
     for each, part in zip(result.lengths, result.shares, strict=True):
         total += part if part == part else 0.0
         if total >= share:
-            break
-    return each.length
+            return each.length
+    return result.lengths[-1].length
 
 
 def _verdict(by_count: float, by_gradient: float) -> str:
