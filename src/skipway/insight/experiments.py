@@ -1,7 +1,7 @@
 """Every experiment by its name, in the order of the report."""
 
 from skipway.errors import unknown
-from skipway.insight import attention, gradients, lesion, paths, responses, twins
+from skipway.insight import attention, gradients, lesion, paths, refinement, responses, twins
 from skipway.insight.experiment import Experiment
 
 _ORDER: tuple[Experiment, ...] = (
@@ -10,6 +10,7 @@ _ORDER: tuple[Experiment, ...] = (
     responses.EXPERIMENT,
     lesion.EXPERIMENT,
     paths.EXPERIMENT,
+    refinement.EXPERIMENT,
     attention.EXPERIMENT,
 )
 EXPERIMENTS = {each.name: each for each in _ORDER}

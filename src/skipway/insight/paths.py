@@ -17,7 +17,7 @@ from skipway.insight.backward import Backward, one_path, sums_by_length
 from skipway.insight.depth import units_of
 from skipway.insight.experiment import Experiment, Pace, Reading
 from skipway.insight.probe import Probe
-from skipway.insight.style import QUIET_GREY, RESIDUAL, figure
+from skipway.insight.style import QUIET_GREY, RESIDUAL, THIRD, figure
 from skipway.insight.subject import Subject
 from skipway.insight.units import Unit
 from skipway.insight.watch import QUIET, Watch
@@ -180,9 +180,7 @@ def _draw(result: Paths) -> "Figure":
     together = sum(x.together for x in result.lengths)
     exact = [x.together / together if together > 0 else 0.0 for x in result.lengths]
     shares.plot(lengths, exact, "o-", color=THIRD, ms=3, lw=1.2, label="norm of their sum, exact")
-    shares.plot(
-        lengths, [x.portion for x in result.lengths], ":", color=QUIET_GREY, lw=1.6, label="portion of the paths"
-    )
+    shares.plot(lengths, [x.portion for x in result.lengths], ":", color=QUIET_GREY, lw=1.6, label="share of the paths")
     shares.set_title("Each length's share of the gradient")
     shares.set_ylabel("share", fontsize=8)
     shares.legend(fontsize=7, frameon=False)
