@@ -1,12 +1,13 @@
 """Every experiment by its name, in the order of the report."""
 
 from skipway.errors import unknown
-from skipway.insight import attention, gradients, lesion, paths, refinement, responses, twins
+from skipway.insight import attention, gradients, lesion, paths, refinement, responses, shattering, twins
 from skipway.insight.experiment import Experiment
 
 _ORDER: tuple[Experiment, ...] = (
     twins.EXPERIMENT,
     gradients.EXPERIMENT,
+    shattering.EXPERIMENT,
     responses.EXPERIMENT,
     lesion.EXPERIMENT,
     paths.EXPERIMENT,
@@ -14,12 +15,6 @@ _ORDER: tuple[Experiment, ...] = (
     attention.EXPERIMENT,
 )
 EXPERIMENTS = {each.name: each for each in _ORDER}
-from skipway.insight import attention, gradients, shattering
-from skipway.insight.experiment import Experiment
-
-EXPERIMENTS: dict[str, Experiment] = {
-    each.name: each for each in (gradients.EXPERIMENT, shattering.EXPERIMENT, attention.EXPERIMENT)
-}
 
 
 def find_experiment(name: str) -> Experiment:
