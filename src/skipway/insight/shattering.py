@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.insight.counterparts import PLAIN, RESIDUAL, Variant, variants
 from skipway.insight.experiment import Experiment, Pace, Reading
-from skipway.insight.lines import autocorrelation, directional, line_gradients, likeness, noise_autocorrelation
+from skipway.insight.lines import autocorrelation, directional, likeness, line_gradients, noise_autocorrelation
 from skipway.insight.shattering_picture import Curve, Noise, draw
 from skipway.insight.subject import Subject
 from skipway.insight.watch import QUIET, Watch
