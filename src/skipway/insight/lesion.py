@@ -6,7 +6,7 @@ No block is trained again. Each cut starts at the cut (prefix.py), so that all o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,7 @@ class Lesion:
     cuts: tuple[Cut, ...] = ()
     several: tuple[Several, ...] = ()
     swaps: tuple[Swap, ...] = ()
-    uncut: dict[str, str] | None = None
+    uncut: dict[str, str] = field(default_factory=dict)
 
     @property
     def kept(self) -> tuple[float, ...]:
@@ -190,7 +190,7 @@ def _draw(result: Lesion) -> "Figure":
 
 
 def _draw_single(axes: "Axes", result: Lesion) -> None:
-    places, uncut = [result.units.index(c.name) for c in result.cuts], result.uncut or {}
+    places, uncut = [result.units.index(c.name) for c in result.cuts], result.uncut
     left = [c.accuracy for c in result.cuts]
     colour = PLAIN if result.plain else RESIDUAL
     axes.vlines(places, left, result.accuracy, color=colour, lw=1, alpha=0.5)

@@ -25,6 +25,8 @@ from skipway.insight.watch import QUIET, Watch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_PIXELS = 32 * 128**2  # of all images together: what a network computes of them is kept for going back
+
 
 @dataclass(frozen=True)
 class PathsSettings:
@@ -246,7 +248,10 @@ def _fit(pace: Pace, seconds: float) -> PathsSettings | None:
     units = len(units_of(pace.subject))
     if not units:
         return None
+    pixels = pace.subject.train.inputs[0, 0].numel()
     for images, draws in ((32, 5), (16, 3), (8, 2)):
+        if images * pixels > MOST_PIXELS and images > 8:
+            continue
         backward = units + (units + 1) * draws  # half of the units for each path and for each length, back only
         if backward * images * pace.forward_s * 2 <= seconds:
             return PathsSettings(images, draws)

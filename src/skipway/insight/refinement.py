@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BATCH = 50
+BATCH, SIDE = 50, 64  # images of that many pixels a side whose activations and gradients are held at once
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def cosines(subject: Subject, probe: Probe, images: Images, *, watch: Watch = QU
         watch: told of each batch.
     """
     found: list[list[Cosines]] = [[] for _ in probe.units]
-    count = -(-len(images) // BATCH)
+    at_once = max(1, min(BATCH, BATCH * SIDE**2 // images.inputs[0, 0].numel()))
+    count = -(-len(images) // at_once)
     batches = zip(images.inputs.tensor_split(count), images.labels.tensor_split(count), strict=True)
     for number, (x, labels) in enumerate(batches):
         if watch.late and number:

@@ -17,7 +17,7 @@ from skipway.insight.watch import QUIET, Watch
 from skipway.nn.block import Block
 
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
-BATCH = 125
+BATCH = 50
 
 
 @dataclass(frozen=True)
