@@ -18,7 +18,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TIMEOUT, SLACK = 15, 15
 AGENTS = 120  # seconds that torchrun itself takes to give up where it loses the rendezvous
-CUT_OFF = 400  # and where nothing that it sends is answered: its agents wait for one another for 300 s
+RETRIES = (
+    6  # of Linux, for what is sent and not answered (tcp_retries2): its own 15 keep torchrun's agents for 15 minutes
+)
+CUT_OFF = 400  # seconds that they take at most, also where one is done and waits 300 s for the other
 FLAGS = ["--stages", "1x8", "1x8/2", "--stem-width", "8", "--workers", "0", "--epochs", "200", "--batch-size", "10"]
 FLAGS += ["--lr", "0.05", "--kernels", "off", "--ema-decay", "0.9", "--mixup", "0.2", "--save-steps", "2"]
 FLAGS += ["--timeout-s", str(TIMEOUT)]
@@ -45,6 +48,7 @@ class Nodes:
             ip("-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", card)
             ip("-n", name, "link", "set", card, "up")
             ip("-n", name, "link", "set", "lo", "up")
+            ip("netns", "exec", name, "sh", "-c", f"echo {RETRIES} > /proc/sys/net/ipv4/tcp_retries2")
 
     def close(self) -> None:
         self.end()
