@@ -1,0 +1,1 @@
+"""The lab: a page on this machine that looks into one network."""
