@@ -183,7 +183,7 @@ def _draw(result: Lesion) -> "Figure":
         many.plot([swap] * len(left), left, "x", color=THIRD, ms=5, label="two swapped")
     many.set_xticks([swap, *counts], ["swap", *map(str, counts)])
     _lines(many, result)
-    many.set(title="Random blocks cut at once, none that opens a stage", ylim=(-0.02, 1.03))
+    many.set(title="Several blocks cut at random", ylim=(-0.02, 1.03))
     many.set_xlabel("blocks cut", fontsize=8)
     many.legend(fontsize=7, frameon=False)
     return made

@@ -215,14 +215,14 @@ def _read(result: Paths) -> Reading:
     if by_gradient == by_gradient:
         says.append(
             f"Weighted with the gradient that a path carries, they pass {by_gradient:.1f}; nine tenths of the gradient "
-            f"come through paths of at most {_within(result, 0.9)}."
+            f"come through paths of at most {_within(result, 0.9)} branches."
         )
     together = _mean(result.lengths, [x.together for x in result.lengths])
     if together == together:
         amount = sum(x.together for x in result.lengths)
         says.append(
-            f"Added up exactly, the gradients of all paths of one length have norms that sum to {amount:.1f} times the "
-            f"gradient's, weighted with which paths pass {together:.1f} branches: lengths cancel each other in part."
+            f"Paths of one length added up exactly, their gradients have norms of {amount:.1f} times the whole "
+            f"gradient's, all lengths together; so weighted, paths pass {together:.1f} branches."
         )
     return Reading(tuple(says), _verdict(by_count, by_gradient))
 
