@@ -49,7 +49,7 @@ def run(race: Race) -> list[dict]:
     while not race.done:
         race.step()
     laps = [step.networks for step in race.steps]
-    return [{name: replace(lap, time_s=0.0) for name, lap in networks.items()} for networks in laps]
+    return [{name: replace(lap, time_s=0.0, cpu_s=0.0) for name, lap in networks.items()} for networks in laps]
 
 
 @pytest.mark.parametrize("settings", [TINY, replace(TINY, shortcut="projection"), replace(TINY, norm="group")])
@@ -62,8 +62,8 @@ def test_twins_start_from_the_same_tensors(settings: RaceSettings):
     assert bool(residual.keys() - plain.keys()) is (settings.shortcut == "projection")
 
 
-def by_hand(spec: NetworkSpec, settings: RaceSettings, train: Images) -> tuple[list[float], list[list[float]]]:
-    """Losses, and gradient norms of the weights of convolutions and head, of a loop that everybody would write."""
+def by_hand(spec: NetworkSpec, settings: RaceSettings, train: Images) -> list[tuple[float, float, list[float]]]:
+    """Loss, share of right answers, gradient norms of convolutions and head: of a loop that everybody would write."""
     network = skipway.build(spec, seed=settings.seed)
     flat = [p for p in network.parameters() if p.ndim == 1]
     rest = [p for p in network.parameters() if p.ndim > 1]
@@ -72,20 +72,21 @@ def by_hand(spec: NetworkSpec, settings: RaceSettings, train: Images) -> tuple[l
     layers = [m for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and "shortcut" not in n]
     steps = len(train) // settings.batch_size
     total, warm = settings.epochs * steps, round(0.05 * settings.epochs * steps)
-    losses, norms = [], []
+    told = []
     for step in range(total):
         order = randomness.order(torch.arange(len(train)), seed=settings.seed, epoch=step // steps + 1)
         batch = order[step % steps * settings.batch_size :][: settings.batch_size]
         after = (step - warm) / (total - warm)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * ((step + 1) / warm if step < warm else (1 + math.cos(math.pi * after)) / 2)
-        loss = F.cross_entropy(network(train.inputs[batch]), train.labels[batch])
+        logits = network(train.inputs[batch])
+        loss = F.cross_entropy(logits, train.labels[batch])
         optimizer.zero_grad()
         loss.backward()
-        norms.append([float(layer.weight.grad.norm()) for layer in layers])  # pyrefly: ignore
+        norms = [float(layer.weight.grad.norm()) for layer in layers]  # pyrefly: ignore
         optimizer.step()
-        losses.append(loss.item())
-    return losses, norms
+        told.append((loss.item(), float((logits.argmax(1) == train.labels[batch]).float().mean()), norms))
+    return told
 
 
 def test_race_is_the_loop_written_by_hand():
@@ -94,11 +95,13 @@ def test_race_is_the_loop_written_by_hand():
     run(race)
     for name, spec in race.networks.items():
         with computing_with(1):
-            losses, norms = by_hand(spec, settings, train)
-        laps = [step.networks[name] for step in race.steps]
-        assert [lap.loss for lap in laps] == pytest.approx(losses, rel=1e-4)
-        for lap, by_layer in zip(laps, norms, strict=True):
-            assert lap.gradients == pytest.approx(by_layer, rel=1e-3)
+            told = by_hand(spec, settings, train)
+        for step, (loss, right, norms) in zip(race.steps, told, strict=True):
+            lap = step.networks[name]
+            assert lap.loss == pytest.approx(loss, rel=1e-4)
+            assert lap.right == pytest.approx(right)
+            assert lap.gradients == pytest.approx(norms, rel=1e-3)
+            assert 0 < lap.cpu_s < lap.time_s * 1.5
     assert race.layers[:2] == ("stem.conv", "stage1.block1.conv1")
     assert race.layers[-1] == "head.linear"
     assert len(race.layers) == settings.depth
@@ -209,6 +212,9 @@ def test_settings_that_do_not_go_together_are_refused():
         image = some_images()
         small = replace(image, inputs=image.inputs[..., :2, :2])
         race_of(TINY, small, small)
+    with pytest.raises(InputError, match="takes 1 channels"):
+        networks = {"one": race_spec(TINY, channels=1, classes=3)}
+        Race(networks, train_spec(TINY), some_images(seed=1), some_images())
 
 
 @pytest.mark.parametrize("changes", [{"norm": "none", "init": "fixup"}, {"norm": "group", "width": 6}, {"width": 5}])
@@ -230,6 +236,8 @@ def test_several_labels_an_image():
     race = race_of(TINY, several(some_images(seed=1)), several(some_images()))
     first = race.step().networks["plain"].loss
     assert first == pytest.approx(math.log(2), abs=0.5)  # binary cross-entropy, not that of one class in three
+    with pytest.raises(InputError, match="bce or --loss focal"):
+        Race(race.networks, replace(race.spec, loss="cross_entropy"), race.train, race.seen)
     score, network = race.scores()["plain"], race.network("plain").eval()
     with torch.no_grad():
         decided: Tensor = network(race.seen.inputs) >= 0

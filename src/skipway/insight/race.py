@@ -59,6 +59,7 @@ class Lap:
         lr: the rate of the update.
         gradients: Euclidean norm of the loss's gradient by each layer's weight, in the order of `Race.layers`.
         time_s: seconds that the step took.
+        cpu_s: seconds that its thread was at work: about what it takes on a free core, where `Race.threads` is 1.
     """
 
     loss: float
@@ -66,6 +67,7 @@ class Lap:
     lr: float
     gradients: tuple[float, ...]
     time_s: float
+    cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Race:
     """Networks that learn side by side.
 
     Args:
-        networks: name -> spec. The image's channels and the classes are the images'.
+        networks: name -> spec.
         spec: how they learn; batch_size and lr set. Batches larger than the images are all of them.
         train: images to learn from.
         seen: images to score on.
@@ -144,6 +146,8 @@ class Race:
         self.networks, self.train, self.seen = dict(networks), train, seen
         for network in self.networks.values():
             network.check_image_size(train.inputs.shape[-1])
+            if network.in_channels != train.inputs.shape[1]:
+                raise InputError(f"network {network.name} takes {network.in_channels} channels, the images have others")
         several = train.labels.ndim == 2
         self.spec, _ = settle_loss(spec, "these images", multilabel=several, num_classes=2)
         self.batch_size = min(spec.batch_size, len(train))
@@ -203,13 +207,13 @@ class Race:
         return made
 
     def _lap(self, learner: Learner, inputs: Tensor, labels: Tensor) -> Lap:
-        start = time.perf_counter()
+        start, at_work = time.perf_counter(), time.thread_time()
         with torch.random.fork_rng(devices=[]), torch.enable_grad():  # the update seeds what draws in the network
             update = learner.learn(inputs, labels, self.taken)
         gradients = [learner.network.get_parameter(f"{name}.weight").grad for name in self._rows]
         norms = torch.stack(torch._foreach_norm([g for g in gradients if g is not None])).tolist()
-        took = time.perf_counter() - start
-        return Lap(float(update.loss), float(update.right) / len(inputs), update.lr, tuple(norms), took)
+        took, cpu_s = time.perf_counter() - start, time.thread_time() - at_work
+        return Lap(float(update.loss), float(update.right) / len(inputs), update.lr, tuple(norms), took, cpu_s)
 
     def scores(self) -> dict[str, Score]:
         """How good each network is now, in evaluation mode and fp32."""
