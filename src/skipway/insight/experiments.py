@@ -15,6 +15,13 @@ _ORDER: tuple[Experiment, ...] = (
     attention.EXPERIMENT,
 )
 EXPERIMENTS = {each.name: each for each in _ORDER}
+from skipway.insight import attention, gradients, landscape, shattering
+from skipway.insight.experiment import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {
+    each.name: each
+    for each in (gradients.EXPERIMENT, shattering.EXPERIMENT, landscape.EXPERIMENT, attention.EXPERIMENT)
+}
 
 
 def find_experiment(name: str) -> Experiment:

@@ -1,6 +1,7 @@
 """Gradients along a line through input space, and how alike they are by distance."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ def likeness(gradients: Tensor) -> Tensor:
     return torch.stack([cosines.diagonal(k).nanmean() for k in range(len(gradients) // 2)])
 
 
+@lru_cache
 def noise_autocorrelation(points: int, *, brown: bool, draws: int = 200) -> tuple[float, ...]:
     """The mean autocorrelation of white or brown noise, by lag: what the same estimate gives for so many points."""
     generator = torch.Generator().manual_seed(0)
