@@ -58,7 +58,7 @@ def test_the_origin_is_the_evaluated_loss_to_the_bit():
 
 
 def test_a_place_is_the_network_with_its_weights_moved():
-    subject = small_subject(steps=5)
+    subject = small_subject(steps=20)
     plane = random_plane(subject, 0)
     moved = copy.deepcopy(subject.network)
     with torch.no_grad():
