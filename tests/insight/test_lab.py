@@ -96,7 +96,9 @@ def test_score_is_that_of_the_network_with_the_edit(client: TestClient, subject:
         assert right == pytest.approx(float((after.argmax(1) == k)[mine].float().mean()))
     for flip in found["flipped"]:
         i = flip["image"]
-        assert (flip["before"], flip["after"]) == (int(before[i].argmax()), int(after[i].argmax()))
+        answers = (subject.classes[int(logits[i].argmax())] for logits in (before, after))
+        assert (flip["before"], flip["after"]) == tuple(answers)
+        assert flip["truth"] == subject.classes[int(seen.labels[i])]
         assert (flip["turned"] == "wrong") == (flip["before"] == flip["truth"])
 
 
@@ -200,6 +202,44 @@ def test_lab_leaves_the_subject_as_it_was():
     for key, value in subject.network.state_dict().items():
         assert torch.equal(value, before[key])
     assert all(p.grad is None for p in subject.network.parameters())
+
+
+def test_several_labels_an_image_are_scored_and_shown(subject: Subject):
+    labels = torch.nn.functional.one_hot(subject.seen.labels, 3).to(torch.uint8)
+    labels[0] = torch.tensor([1, 1, 0])
+    seen = replace(subject.seen, labels=labels)
+    model = replace(subject.model, thresholds=(0.5, 0.5, 0.5))
+    several = replace(subject, model=model, seen=seen, train=seen)
+    with TestClient(serve.make_app(several, port=PORT), base_url=HOME, headers=OURS) as client:
+        assert client.get("/api/network").json()["several"]
+        found = result(client.post("/api/score", json={"edits": ["block:stage1.block1"]}))
+        with Probe(subject.network, seen.inputs[:1]) as probe, torch.no_grad():
+            old, new = (probe.run(seen.inputs, edits=edits_of(e)) >= 0 for e in ([], ["block:stage1.block1"]))
+        assert found["after"] == pytest.approx(float((new == labels.bool()).float().mean()))
+        assert found["num_flipped"] == int((old != new).any(1).sum()) > 0
+        assert [n for n, *_ in found["classes"]] == labels.sum(0).tolist()
+        assert client.get("/api/measures/passing").status_code == 200
+        assert result(client.post("/api/explain", json={"seen": 0}))["truth"] == [0, 1]
+
+
+# --- the landscape
+
+
+def test_point_of_the_landscape_has_the_loss_there(client: TestClient, subject: Subject):
+    settings = {"images": 12, "side": 3, "points": 3}
+    origin = result(client.post("/api/landscape/at", json={"settings": settings, "x": 0, "y": 0}))
+    images = subject.train.first(12)
+    with torch.no_grad():
+        loss = float(subject.loss(subject.network(images.inputs), images.labels))
+    assert origin["spot"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert origin["spot"]["flips"] == []
+    away = result(client.post("/api/landscape/at", json={"settings": settings, "x": 0.7, "y": -1}))
+    again = result(client.post("/api/landscape/at", json={"settings": settings | {"seed": 1}, "x": 0.7, "y": -1}))
+    assert origin["spot"]["loss"] != away["spot"]["loss"] != again["spot"]["loss"]
+    assert client.get("/api/train/0.png").status_code == 200
+    assert client.get("/api/train/24.png").status_code == 422
+    for body in ({"x": "0", "y": 0}, {"x": 1e9, "y": 0}, {"x": 0}, {"x": 0, "y": 0, "settings": {"plane": "/etc"}}):
+        assert client.post("/api/landscape/at", json=body).status_code == 422, body
 
 
 # --- images
@@ -508,6 +548,15 @@ def test_others_are_refused(client: TestClient, headers: dict[str, str]):
         assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize("host", ["evil.example", f"evil.example:{PORT}", "127.0.0.1", f"0.0.0.0:{PORT}"])
+def test_rebound_names_are_refused_though_their_origin_agrees(subject: Subject, host: str):
+    with TestClient(serve.make_app(subject, port=PORT), base_url=HOME) as plain:
+        headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+        assert plain.get("/api/network", headers={"host": host}).status_code == 403
+        assert plain.get("/api/network", headers=headers).status_code == 403
+        assert plain.post("/api/score", json={}, headers=headers).status_code == 403
+
+
 def test_requests_that_compute_must_name_their_origin(subject: Subject):
     with TestClient(serve.make_app(subject, port=PORT), base_url=HOME) as plain:
         assert plain.get("/api/network").status_code == 200
@@ -557,7 +606,7 @@ def test_run_whose_data_are_missing_asks_for_them(tmp_path: Path, subject: Subje
     run.write_weights(*run.weights_of(model.network.state_dict(), {}))
     with pytest.raises(InputError, match=r"the run's own data.*gone.*Name the data"):
         serve.serve(run, open_browser=False)
-    with pytest.raises(InputError, match="no such weights file or run folder"):
+    with pytest.raises(InputError, match="neither a run folder"):
         serve.serve(tmp_path / "nowhere", open_browser=False)
 
 

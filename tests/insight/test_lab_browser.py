@@ -26,6 +26,7 @@ from playwright.sync_api import Browser, Page, expect  # noqa: E402
 AXE = Path(__file__).parent / "axe/axe.min.js"
 PANELS = ("strip", "race", "landscape", "image", "cards")
 WAIT_MS = 30_000
+expect.set_options(timeout=WAIT_MS)
 
 
 class Served:
@@ -101,7 +102,7 @@ def accuracy(page: Page) -> str:
 
 
 def settled(page: Page, text: str | re.Pattern[str]) -> None:
-    expect(page.locator(".number.after .value")).to_have_text(text, timeout=WAIT_MS)
+    expect(page.locator(".number.after .value")).to_have_text(text)
 
 
 def test_cut_skip_changes_the_accuracy_and_undo_takes_it_back(page: Page, served: Served):
@@ -235,6 +236,27 @@ def test_server_that_stops_in_the_middle_of_a_race_is_said_and_found_again(brows
     page.context.close()
 
 
+def test_landscape_is_measured_and_a_point_of_it_asked(page: Page, served: Served):
+    page.goto(f"{served.address}#panel=landscape")
+    expect(page.locator(".plane svg")).to_be_visible()
+    expect(page.get_by_role("button", name="Measure", exact=True)).to_be_visible()  # it is done
+    page.locator(".plane svg").click(position={"x": 90, "y": 60})
+    expect(page.locator(".spot")).to_contain_text("accuracy there")
+    assert float(page.locator("input[name=x]").input_value()) < 0 < float(page.locator("input[name=y]").input_value())
+    far = page.locator(".spot .number").nth(1).inner_text()
+    page.locator("input[name=x]").fill("0")
+    page.locator("input[name=y]").fill("0")
+    page.get_by_role("button", name="See the answers there").click()
+    expect(page.locator(".spot")).to_contain_text("Every answer is the one at the weights")
+    assert page.locator(".spot .number").nth(1).inner_text() != far
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the plane as CSV").click()
+    assert Path(download.value.path()).read_text().startswith("x,y,loss,accuracy\n-")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the plane as SVG").click()
+    assert Path(download.value.path()).read_text().startswith("<svg")
+
+
 def test_image_is_chosen_dropped_and_a_broken_one_is_said(page: Page, served: Served, tmp_path: Path):
     page.goto(f"{served.address}#panel=image")
     expect(page.locator(".cams canvas")).to_have_count(2)
@@ -298,7 +320,13 @@ def test_panels_fit_and_have_no_serious_fault(
         edits = "&edits=shortcut:stage2.block2=0;block:stage1.block2&block=stage1.block2" if panel == "strip" else ""
         page.goto(f"{served.address}#panel={panel}{edits}")
         page.reload()
-        ready = {"strip": ".flips", "race": ".estimate strong", "image": ".cams", "cards": ".experiment"}
+        ready = {
+            "strip": ".flips",
+            "race": ".estimate strong",
+            "landscape": ".plane svg",
+            "image": ".cams",
+            "cards": ".experiment",
+        }
         expect(page.locator(ready.get(panel, "h2")).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), panel
         page.evaluate(AXE.read_text())

@@ -1,7 +1,7 @@
 """Every experiment by its name, in the order of the report."""
 
 from skipway.errors import unknown
-from skipway.insight import attention, gradients, lesion, paths, refinement, responses, shattering, twins
+from skipway.insight import attention, gradients, landscape, lesion, paths, refinement, responses, shattering, twins
 from skipway.insight.experiment import Experiment
 
 _ORDER: tuple[Experiment, ...] = (
@@ -12,16 +12,10 @@ _ORDER: tuple[Experiment, ...] = (
     lesion.EXPERIMENT,
     paths.EXPERIMENT,
     refinement.EXPERIMENT,
+    landscape.EXPERIMENT,
     attention.EXPERIMENT,
 )
 EXPERIMENTS = {each.name: each for each in _ORDER}
-from skipway.insight import attention, gradients, landscape, shattering
-from skipway.insight.experiment import Experiment
-
-EXPERIMENTS: dict[str, Experiment] = {
-    each.name: each
-    for each in (gradients.EXPERIMENT, shattering.EXPERIMENT, landscape.EXPERIMENT, attention.EXPERIMENT)
-}
 
 
 def find_experiment(name: str) -> Experiment:

@@ -18,7 +18,7 @@ from skipway.insight.probe import Probe
 from skipway.insight.subject import Images, Subject
 from skipway.insight.watch import Watch
 
-FIRST_PASS_S = 20.0  # what the strip's images may take to go through the network once
+FIRST_PASS_S = 60.0  # what the strip's images may take to go through the network once
 FEWEST = 16
 
 

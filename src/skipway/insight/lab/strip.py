@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
@@ -27,16 +28,16 @@ class Flipped:
     Args:
         image: its place among the images.
         name: of the sample.
-        truth, before, after: classes by number; -1: several.
+        truth, before, after: classes in words.
         turned: "wrong", "right", or "other": from one wrong answer to another.
         confidence: of the new answer, in [0, 1].
     """
 
     image: int
     name: str
-    truth: int
-    before: int
-    after: int
+    truth: str
+    before: str
+    after: str
     turned: str
     confidence: float
 
@@ -96,17 +97,31 @@ def _by_class(labels: Tensor, before: Tensor, after: Tensor, right: tuple[Tensor
 
 
 def _flipped(lab: Lab, before: Tensor, after: Tensor) -> list[Flipped]:
-    """Where the most probable class changed; turned wrong, then right, then other; sure ones first."""
-    labels = lab.seen.labels
-    old, new = before.argmax(1), after.nan_to_num().argmax(1)
+    """Where the answer changed; turned wrong, then right, then other; sure ones first."""
+    labels, classes = lab.seen.labels, lab.subject.classes
+    truth = labels.bool() if labels.ndim == 2 else F.one_hot(labels, len(classes)).bool()
+    old, new = _decided(lab, before), _decided(lab, after.nan_to_num())
     confidence = lab.probabilities(after).nan_to_num().amax(1)
+
+    def words(row: Tensor) -> str:
+        return ", ".join(name for name, there in zip(classes, row.tolist(), strict=True) if there) or "none"
+
     found = []
-    for i in (old != new).nonzero()[:, 0].tolist():
-        truth = int(labels[i]) if labels.ndim == 1 else -1
-        turned = "wrong" if old[i] == truth else "right" if new[i] == truth else "other"
-        found.append(Flipped(i, lab.seen.names[i], truth, int(old[i]), int(new[i]), turned, float(confidence[i])))
+    for i in (old != new).any(1).nonzero()[:, 0].tolist():
+        was, now = bool((old[i] == truth[i]).all()), bool((new[i] == truth[i]).all())
+        turned = "wrong" if was else "right" if now else "other"
+        told = (words(row) for row in (truth[i], old[i], new[i]))
+        found.append(Flipped(i, lab.seen.names[i], *told, turned, float(confidence[i])))
     order = {"wrong": 0, "right": 1, "other": 2}
     return sorted(found, key=lambda f: (order[f.turned], -f.confidence))
+
+
+def _decided(lab: Lab, logits: Tensor) -> Tensor:
+    """(N, K) logits -> (N, K) bool: the labels that each image is given, one or several."""
+    thresholds = lab.subject.model.thresholds
+    if thresholds is None:
+        return F.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    return lab.probabilities(logits) >= logits.new_tensor(thresholds)
 
 
 def network(lab: Lab) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import { h, s, short, svgText } from "./dom.js";
 // A chart of series {name, colour, dash} over one x. `set(columns)`: [x, y, y, ...], with nulls for gaps.
 // `log`: the y axis by decades.
 export function lineChart({ title, xLabel, xName = xLabel, yLabel, series, height = 220, range, log = false }) {
-  const box = h("div", { class: "plot", role: "img" });
+  const box = h("div", { class: "plot", role: "img", "aria-label": title });
   let plot = null;
   let columns = [[], ...series.map(() => [])];
 

@@ -27,7 +27,7 @@ export function landscapePanel(network, root) {
 
   const choose = (name, label, options) => h("label", { class: "field" }, label, h("select", { name }, options.map(([value, words]) => h("option", { value }, words))));
   const form = h("form", { class: "fields", "aria-label": "The landscape" },
-    choose("plane", "Plane", [["random", "random, filter-normalised"], ["path", "through the checkpoints"]]),
+    choose("plane", "Plane", [["random", "random"], ["path", "of the checkpoints"]]),
     choose("span", "As far as", [["1", "1 length"], ["0.25", "a quarter length"], ["0.5", "half a length"], ["2", "2 lengths"]]),
     choose("side", "Finest grid", [["9", "9 × 9"], ["5", "5 × 5"], ["17", "17 × 17"], ["33", "33 × 33"], ["65", "65 × 65"]]),
     choose("seed", "Directions", [["0", "first draw"], ["1", "second draw"], ["2", "third draw"]]));

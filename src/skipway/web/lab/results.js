@@ -1,6 +1,6 @@
 // What edits did to the answers: accuracy before and after, class by class, and the images whose answer flipped.
 
-import { h, percent, points, saving, toCsv } from "./dom.js";
+import { h, percent, points, saving, short, toCsv } from "./dom.js";
 import { barsSvg } from "./chart.js";
 
 const MOST = 20; // classes shown
@@ -17,7 +17,7 @@ export function makeResults(network) {
       number("accuracy as it is", percent(found.before)),
       number("with the edits", edited ? percent(found.after) : "–", "after"),
       number("difference", edited ? `${points(change)} points` : "–"),
-      number("loss", edited ? `${found.loss_before.toFixed(3)} → ${found.loss_after === null ? "no number" : found.loss_after.toFixed(3)}` : found.loss_before.toFixed(3)));
+      number("loss", edited ? `${nats(found.loss_before)} → ${nats(found.loss_after)}` : nats(found.loss_before)));
     const parts = [h("h3", {}, "The answers"), h("p", { class: "quiet" }, `On ${found.images} images of the validation split.`), numbers];
     if (edited) parts.push(classes(found), flips(found));
     else parts.push(h("p", { class: "quiet" }, "Cut something, and each class and each image whose answer flips is shown here."));
@@ -49,12 +49,14 @@ export function makeResults(network) {
     const one = (f) => h("li", {},
       h("img", { src: `api/seen/${f.image}.png`, alt: `image ${f.name}`, width: 56, height: 56 }),
       h("span", { class: `turn ${f.turned}` }, `${{ wrong: "✕", right: "✓", other: "~" }[f.turned]} ${TURNED[f.turned]}`),
-      h("span", {}, `${network.classes[f.before]} → ${network.classes[f.after]}`),
-      f.truth >= 0 ? h("span", { class: "quiet" }, `is ${network.classes[f.truth]}`) : null);
+      h("span", {}, `${f.before} → ${f.after}`),
+      h("span", { class: "quiet" }, `is ${f.truth}`));
     return h("div", {}, h("h4", {}, `${found.num_flipped} answers flipped${shown}`), h("ul", { class: "flips" }, found.flipped.map(one)));
   }
 
   return { root, show, redraw: () => last && show(...last) };
 }
+
+const nats = (loss) => (loss === null ? "no number" : loss < 1000 ? loss.toFixed(3) : short(loss));
 
 const number = (label, value, kind = "") => h("div", { class: `number ${kind}` }, h("span", { class: "value" }, value), h("span", { class: "quiet" }, label));

@@ -11,11 +11,14 @@ const ROW = TOP + TRUNK + BELOW + BAR + 18;
 
 const gapOf = (cell) => (cell >= 40 ? 26 : 16);
 
-// The greatest cell with which all stands in one row; where none does, one that is easy to hit.
+// The greatest cell with which all stands in one row; else that with which the longest stage fills whole rows.
 export function fitting(units, width) {
   const stages = units.at(-1).stage;
-  const room = (cell) => (width - 6 - stages * gapOf(cell)) / units.length;
-  return Math.min(Math.max(Math.floor(room(48)), units.length > 100 ? 24 : 34), 84);
+  const together = Math.floor((width - 6 - stages * gapOf(48)) / units.length);
+  if (together >= 34) return Math.min(together, 84);
+  const longest = Math.max(...units.map((unit) => units.filter((other) => other.stage === unit.stage).length));
+  const rows = Math.ceil((longest * (units.length > 100 ? 24 : 34)) / (width - 6));
+  return Math.min(Math.floor((width - 6) / Math.ceil(longest / rows)), 64);
 }
 
 // Where each unit stands: stages side by side where they fit, each wrapped where it does not.
