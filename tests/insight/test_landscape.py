@@ -21,7 +21,7 @@ from skipway.insight.subject import Subject, with_weights
 from skipway.insight.surface import Ground, path_plane, random_plane, states_of
 from skipway.insight.watch import Cancelled, Watch
 from skipway.run import Run
-from skipway.training.checkpoint import STATE
+from skipway.training.parts import file_name
 from skipway.training.vault import Vault
 
 SETTINGS = LandscapeSettings(points=5, side=5, images=10)
@@ -38,7 +38,7 @@ def with_checkpoints(subject: Subject, folder: Path, count: int, *, whose: str =
         tensors = {f"{whose}.{k}": v.contiguous() for k, v in state.items()}
         beside = Vault(folder).folder / f"epoch-{number:05d}-batch-0000000"
         beside.mkdir(parents=True)
-        save_file(tensors, beside / STATE)
+        save_file(tensors, beside / file_name())
     return replace(subject, run=Run(folder))
 
 
@@ -160,8 +160,8 @@ def test_one_checkpoint_gets_a_random_second_direction_and_none_is_refused(tmp_p
 def test_checkpoints_that_are_damaged_or_anothers_are_passed_over(tmp_path):
     subject = with_checkpoints(small_subject(steps=5), tmp_path, 3)
     first, second, _ = sorted(Vault(tmp_path).folder.iterdir())
-    (first / STATE).write_bytes(b"none")
-    save_file({"network.stem.conv.weight": torch.zeros(2)}, second / STATE)
+    (first / file_name()).write_bytes(b"none")
+    save_file({"network.stem.conv.weight": torch.zeros(2)}, second / file_name())
     assert len(states_of(subject)) == 1
 
 

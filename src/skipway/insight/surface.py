@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.insight.subject import Images, Subject
 from skipway.insight.watch import QUIET, Watch
-from skipway.nn.weight_files import read_safetensors
-from skipway.training.checkpoint import STATE
+from skipway.training.parts import read_parts
 from skipway.training.vault import Vault
 
 BATCH = 64
@@ -163,7 +162,7 @@ def states_of(subject: Subject) -> list[tuple[str, State]]:
     found = []
     for name in names:
         try:
-            tensors, _ = read_safetensors(vault.folder / name / STATE)
+            tensors = read_parts(vault.folder / name)
         except InputError:
             continue  # damaged
         prefix = "average." if any(key.startswith("average.") for key in tensors) else "network."
