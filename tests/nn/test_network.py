@@ -366,3 +366,9 @@ def test_stem_and_stages_are_plain_modules():
     assert isinstance(network, ResNet)
     assert isinstance(network.stages, nn.ModuleList)
     assert len(list(network.blocks())) == 9
+
+
+def test_build_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    skipway.build("resnet20")
+    assert torch.equal(torch.get_rng_state(), before)

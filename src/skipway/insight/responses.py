@@ -89,8 +89,7 @@ def responses(
     result = Responses(plain, len(images), subject.trained, layers, units)
     watch.partial(result)
     if len(images) > 1 and not watch.late:  # of one image there are no batch statistics
-        with torch.random.fork_rng(devices=[]):  # modules draw from the global generator before they are initialised
-            fresh = subject.fresh(settings.seed)
+        fresh = subject.fresh(settings.seed)
         result = replace(
             result, fresh=measured(fresh, images, batch_statistics=True, watch=watch.part(1 / 3, 2 / 3))[1]
         )
@@ -98,8 +97,7 @@ def responses(
     own = subject.own
     if own is not None and own.norm != "none" and not watch.late:
         size = images.inputs.shape[-1]
-        with torch.random.fork_rng(devices=[]):
-            bare = build_any(replace(own, norm="none"), image_size=size, seed=settings.seed)
+        bare = build_any(replace(own, norm="none"), image_size=size, seed=settings.seed)
         bare = bare.to(memory_format=torch.channels_last)
         result = replace(result, bare=measured(bare, images, watch=watch.part(2 / 3, 1))[1])
     watch.tell(1.0)

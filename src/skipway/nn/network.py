@@ -150,7 +150,8 @@ def build(
     if image_size is not None:
         spec, _ = resolve_stem(spec, image_size)
         spec.check_image_size(image_size)
-    made = ResNet(spec)
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator when they are made
+        made = ResNet(spec)
     initialise(made, spec, torch.Generator().manual_seed(seed))
     return made
 
