@@ -53,10 +53,10 @@ def test_grad_cam_is_captums(name, layers):
 
 
 def test_layer_cam_by_hand():
-    a = torch.tensor([[[[1.0, 2.0]], [[3.0, -4.0]]]])  # two channels, one row of two pixels
-    g = torch.tensor([[[[0.5, -1.0]], [[1.0, 2.0]]]])
-    assert layer_cam(a, g).tolist() == [[[3.5, 0.0]]]  # 0.5 * 1 + 1 * 3; 0 * 2 + 2 * -4 cut off at 0
-    assert grad_cam(a, g).tolist() == [[[4.25, 0.0]]]  # -0.25 and 1.5 a channel: -0.25 + 4.5; -0.5 - 6
+    a = torch.tensor([[[[1.0, 2.0, 1.0]], [[3.0, 4.0, -4.0]]]])  # two channels, one row of three pixels
+    g = torch.tensor([[[[0.5, -1.0, -0.25]], [[1.0, 2.0, 1.5]]]])  # means -0.25 and 1.5
+    assert layer_cam(a, g).tolist() == [[[3.5, 8.0, 0.0]]]  # 0.5 + 3; 0 + 8; 0 - 6, cut off
+    assert grad_cam(a, g).tolist() == [[[4.25, 5.5, 0.0]]]  # -0.25 + 4.5; -0.5 + 6; -0.25 - 6, cut off
 
 
 def test_tokens_are_laid_out_as_patches():
