@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -36,8 +37,10 @@ TINY = RaceSettings(depth=8, width=4, batch_size=8, epochs=2)
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """On a busy machine two threads wait for each other."""
-    with computing_with(1):
-        yield
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny(settings: RaceSettings = TINY) -> Race:
@@ -160,6 +163,19 @@ def test_race_leaves_threads_as_they_were():
         race.scores()
         assert torch.get_num_threads() == 3
         assert race.threads == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_races_of_several_threads_take_turns():
+    before, alone = torch.get_num_threads(), run(tiny())
+    try:
+        torch.set_num_threads(3)
+        races = [tiny() for _ in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            told = list(pool.map(run, races))
+        assert told == [alone] * 3
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 

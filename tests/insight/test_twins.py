@@ -15,7 +15,7 @@ from skipway.foreign_spec import ForeignSpec
 from skipway.insight.experiment import Pace, perform
 from skipway.insight.experiments import find_experiment
 from skipway.insight.plain import from_plain, to_plain
-from skipway.insight.race import Race, computing_with
+from skipway.insight.race import Race
 from skipway.insight.style import svg
 from skipway.insight.subject import Subject, with_weights
 from skipway.insight.twins import EXPERIMENT, Curves, Twins, TwinsSettings, twins
@@ -29,8 +29,10 @@ QUICK = TwinsSettings(seeds=2, epochs=2, batch_size=8, marks=3)
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """On a busy machine two threads wait for each other."""
-    with computing_with(1):
-        yield
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def trained_like(subject: Subject, train: TrainSpec) -> Subject:

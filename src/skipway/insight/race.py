@@ -10,6 +10,7 @@ Each update is the one that `skipway train` makes (training/step.py). Nothing of
 same race has the same bits again, however often it was stopped between.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ __all__ = [
 ]
 RESIDUAL, PLAIN = "residual", "plain"
 BATCH = 256  # images at a time where scores are made
+_TURN = threading.RLock()  # number of threads and generator are the process's: races of several threads take turns
 MEASURED, MEASURED_S = 8, 0.7  # steps, and seconds, that an estimate takes at most
 ONE_THREAD = 1 << 19  # numbers in the widest activation up to which threads wait for each other longer than they help
 
@@ -160,7 +162,7 @@ class Race:
 
     def reset(self) -> None:
         """Back to the start: initial weights, no steps."""
-        with torch.random.fork_rng(devices=[]):  # modules draw weights, which those of the seed replace
+        with _TURN, torch.random.fork_rng(devices=[]):  # modules draw weights, which those of the seed replace
             self.learners = {name: self._learner(network) for name, network in self.networks.items()}
         found = [_layers(learner.network) for learner in self.learners.values()]
         self._rows = [name for name in found[0] if all(name in other for other in found)]
@@ -273,13 +275,14 @@ def race_of(settings: RaceSettings, train: Images, seen: Images, *, classes: int
 
 @contextmanager
 def computing_with(threads: int) -> Iterator[None]:
-    """With so many threads of PyTorch's, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    """With so many threads of PyTorch's, and as many as before afterwards; who comes meanwhile waits."""
+    with _TURN:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _layers(network: nn.Module) -> list[str]:
