@@ -1,9 +1,9 @@
 """Races against a training loop written by hand, and against themselves."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -168,16 +168,13 @@ def test_race_leaves_threads_as_they_were():
 
 
 def test_races_of_several_threads_take_turns():
-    before, alone = torch.get_num_threads(), run(tiny())
-    try:
-        torch.set_num_threads(3)
-        races = [tiny() for _ in range(3)]
-        with ThreadPoolExecutor(3) as pool:
-            told = list(pool.map(run, races))
-        assert told == [alone] * 3
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    race, came = tiny(), threading.Event()
+    with computing_with(1):
+        other = threading.Thread(target=lambda: (race.step(), came.set()))
+        other.start()
+        assert not came.wait(0.5)
+    other.join()
+    assert (came.is_set(), race.taken) == (True, 1)
 
 
 def test_end_is_told_and_no_step_goes_beyond():
