@@ -244,11 +244,12 @@ def test_budget_is_kept_in_mind(monkeypatch: pytest.MonkeyPatch):
     )  # of an epoch; the scores of a race take 4 / 3 of that / 9
     subject_seen = len(subject.seen)
     assert subject_seen == 200
-    assert EXPERIMENT.fit(pace, 1000) == TwinsSettings(seeds=3, epochs=30, marks=4)
-    assert EXPERIMENT.fit(pace, 18) == TwinsSettings(seeds=3, epochs=3, marks=4)  # 12.6 s: 3 x (2.7 + 1.2)
-    assert EXPERIMENT.fit(pace, 15) == TwinsSettings(seeds=2, epochs=4, marks=4)
-    assert EXPERIMENT.fit(pace, 5) == TwinsSettings(seeds=1, epochs=2, marks=4)
-    assert EXPERIMENT.fit(pace, 2.6) == TwinsSettings(seeds=1, epochs=1, batch_size=32, images=137, marks=4)
-    assert EXPERIMENT.fit(pace, 2) is None
+    assert EXPERIMENT.fit(pace, 1000) == TwinsSettings(seeds=3, epochs=30, batch_size=32, marks=4)
+    assert EXPERIMENT.fit(pace, 43) == TwinsSettings(
+        seeds=3, epochs=9, batch_size=32, marks=4
+    )  # 30.1 s: 3 x (8.8 + 1.2)
+    assert EXPERIMENT.fit(pace, 33) == TwinsSettings(seeds=2, epochs=11, batch_size=32, marks=4)
+    assert EXPERIMENT.fit(pace, 14) == TwinsSettings(seeds=1, epochs=9, batch_size=32, marks=4)
+    assert EXPERIMENT.fit(pace, 10) is None  # 8 epochs of 200 images are 50 steps
     vars(pace)["forward_s"] = 1.0  # too slow to try: 6 s an image
     assert EXPERIMENT.fit(pace, 600) is None

@@ -265,7 +265,7 @@ def _percent(curves: Curves, races: list[int]) -> str:
 
 
 def _fit(pace: Pace, seconds: float) -> TwinsSettings | None:
-    """Three seeds where each can go through the images three times, else fewer; else fewer images."""
+    """Three seeds where each can go through the images three times, else fewer; LEAST steps at the least."""
     subject = pace.subject
     try:
         race = _race(subject, _pair(subject, with_norm=True), TwinsSettings(epochs=1), 0)
@@ -277,10 +277,9 @@ def _fit(pace: Pace, seconds: float) -> TwinsSettings | None:
     room, scores_s = 0.7 * seconds, marks * epoch_s / 3 * len(subject.seen) / count
     for seeds, least in ((3, 3), (2, 3), (1, 1)):
         epochs = min(int((room / seeds - scores_s) / epoch_s), 30)
-        if epochs >= least:
-            return TwinsSettings(seeds=seeds, epochs=epochs, marks=marks)
-    images = int((room - scores_s) / epoch_s * count)
-    return TwinsSettings(seeds=1, epochs=1, batch_size=32, images=images, marks=marks) if images >= 128 else None
+        if epochs >= least and epochs * count >= LEAST * 32:
+            return TwinsSettings(seeds=seeds, epochs=epochs, batch_size=32, marks=marks)
+    return None
 
 
 EXPERIMENT = Experiment(
