@@ -1,5 +1,6 @@
 """The lab's server: what it answers, and whom it refuses."""
 
+import asyncio
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from subjects import SMALL, small_subject
 
@@ -23,8 +25,8 @@ from skipway.errors import InputError
 from skipway.insight.edits import Edit
 from skipway.insight.experiment import Experiment, Reading
 from skipway.insight.experiments import EXPERIMENTS
-from skipway.insight.lab import pictures, serve
-from skipway.insight.lab.asked import JSON_BYTES, edits_of, settings_of
+from skipway.insight.lab import pictures, serve, stream
+from skipway.insight.lab.asked import JSON_BYTES, TooLarge, body_of, edits_of, settings_of
 from skipway.insight.lab.race_room import RaceRoom
 from skipway.insight.lab.state import Lab
 from skipway.insight.lab.tables import csv_of
@@ -152,6 +154,20 @@ def test_bodies_beyond_their_limits_are_refused(client: TestClient):
     answer = client.post("/api/image", content=endless())  # which tells no length before
     assert answer.status_code == 413
     assert "16 MiB" in answer.json()["error"]
+
+
+def test_bodies_are_read_no_further_than_their_limit():
+    read = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": bytes(100), "more_body": read < 1000}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with pytest.raises(TooLarge):
+        asyncio.run(body_of(request, 1000))
+    assert read == 11
 
 
 def test_measures_are_those_of_the_probe(client: TestClient, subject: Subject):
@@ -399,6 +415,18 @@ def test_race_refuses_settings_that_cannot_be(client: TestClient, settings: Any,
 def test_race_that_is_gone_is_said(client: TestClient):
     assert "start it again" in client.post("/api/race/none/play").json()["error"]
     assert "start it again" in client.get("/api/race/none/stream").json()["error"]
+
+
+def test_server_that_ends_stops_races_and_experiments(subject: Subject):
+    app = serve.make_app(subject, port=PORT)
+    with TestClient(app, base_url=HOME, headers=OURS) as client:
+        settings = {"depth": 8, "width": 4, "epochs": 1000, "batch_size": 8}
+        made = result(client.post("/api/race", json={"settings": settings, "images": "own"}))
+        client.post(f"/api/race/{made['race']}/play")
+        deadline = time.monotonic() + 20
+        while client.post(f"/api/race/{made['race']}/play").json()["step"] < 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert not [thread for thread in stream._threads if thread.is_alive()]
 
 
 def test_race_that_nobody_watches_pauses(subject: Subject, monkeypatch: pytest.MonkeyPatch):

@@ -92,6 +92,11 @@ class Jobs:
         job.error = value if kind == "error" else ""
         job.state = kind
 
+    def close(self) -> None:
+        """Stop all of them."""
+        for job in self.jobs.values():
+            job.stop.set()
+
     def find(self, name: str) -> Job:
         """Raises InputError where it is not kept (any more)."""
         if name not in self.jobs:
@@ -159,6 +164,7 @@ def routes(lab: Lab) -> APIRouter:
     """The experiments' requests."""
     router = APIRouter(prefix="/api")
     jobs = Jobs(lab)
+    lab.at_end(jobs.close)
 
     @router.get("/experiments")
     def listed() -> list[dict[str, Any]]:

@@ -118,6 +118,11 @@ class RaceRoom:
             self.races.popitem(last=False)[1].playing = False
         return name, running, seconds
 
+    def close(self) -> None:
+        """Pause all of them."""
+        for running in self.races.values():
+            running.playing = False
+
     def find(self, name: str) -> Running:
         """Raises InputError where it is not kept (any more)."""
         if name not in self.races:
@@ -190,6 +195,7 @@ def routes(lab: Lab) -> APIRouter:
     """The races' requests."""
     router = APIRouter(prefix="/api/race")
     room = RaceRoom(lab)
+    lab.at_end(room.close)
 
     @router.post("")
     async def start(request: Request) -> Response:

@@ -6,10 +6,12 @@ The page is plain files in skipway/web/lab; each room of it has its requests in 
 terrain.py, one_image.py, jobs.py. guard.py says who is answered.
 """
 
-import contextlib
+import asyncio
 import socket
 import threading
 import webbrowser
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +41,21 @@ def make_app(subject: Subject, *, port: int, what: str = "", data: str = "", tru
     from fastapi import FastAPI
     from starlette.staticfiles import StaticFiles
 
-    from skipway.insight.lab import jobs, one_image, race_room, strip
+    from skipway.insight.lab import jobs, one_image, race_room, strip, terrain
     from skipway.insight.lab.guard import Guard
     from skipway.insight.lab.state import Lab
 
     lab = Lab(subject, what=what, data=data)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(lab.close)
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     _answer_errors(app)
     app.include_router(strip.routes(lab, trust_code=trust_code))
-    rooms = [race_room, one_image, jobs]
-    with contextlib.suppress(ImportError):
-        from skipway.insight.lab import terrain
-
-        rooms.append(terrain)
-    for room in rooms:
+    for room in (race_room, terrain, one_image, jobs):
         app.include_router(room.routes(lab))
     app.mount("/", StaticFiles(directory=WEB, html=True))
     return Guard(app, port)

@@ -8,6 +8,8 @@ import contextlib
 import json
 import logging
 import threading
+import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,6 +22,8 @@ from skipway.insight.watch import Cancelled, Watch
 
 log = logging.getLogger("uvicorn.error")
 THREADS = torch.get_num_threads()
+PATIENCE_S = 10.0  # at the end
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 BROKEN = "something went wrong that should not; the terminal where the lab runs says what"
 
 
@@ -40,13 +44,22 @@ def responding(events: AsyncIterator[str]) -> StreamingResponse:
 
 def in_thread(work: Callable[[], None]) -> None:
     """Start work in a thread of its own, with all of the processor: a race that computes with one thread of PyTorch's
-    would else hand that down to threads begun meanwhile."""
+    would else hand that down to threads begun meanwhile. `wait_for_threads` waits for it."""
 
     def run() -> None:
         torch.set_num_threads(THREADS)
         work()
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    _threads.add(thread)
+    thread.start()
+
+
+def wait_for_threads() -> None:
+    """Give work that was told to stop the time to: Python must not end while PyTorch computes in a thread."""
+    deadline = time.monotonic() + PATIENCE_S
+    for thread in list(_threads):
+        thread.join(max(deadline - time.monotonic(), 0.0))
 
 
 async def _told(work: Callable[[Watch], Any]) -> AsyncIterator[str]:

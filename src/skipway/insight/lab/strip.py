@@ -93,7 +93,8 @@ def _by_class(labels: Tensor, before: Tensor, after: Tensor, right: tuple[Tensor
     for k in range(classes):
         chosen = labels[:, k].bool() if labels.ndim == 2 else labels == k
         count = int(chosen.sum())
-        yield count, *(float(r[chosen].mean()) if count else 0.0 for r in right)
+        was, now = (float(r[chosen].mean()) if count else 0.0 for r in right)
+        yield count, was, now
 
 
 def _flipped(lab: Lab, before: Tensor, after: Tensor) -> list[Flipped]:
@@ -110,7 +111,7 @@ def _flipped(lab: Lab, before: Tensor, after: Tensor) -> list[Flipped]:
     for i in (old != new).any(1).nonzero()[:, 0].tolist():
         was, now = bool((old[i] == truth[i]).all()), bool((new[i] == truth[i]).all())
         turned = "wrong" if was else "right" if now else "other"
-        told = (words(row) for row in (truth[i], old[i], new[i]))
+        told = words(truth[i]), words(old[i]), words(new[i])
         found.append(Flipped(i, lab.seen.names[i], *told, turned, float(confidence[i])))
     order = {"wrong": 0, "right": 1, "other": 2}
     return sorted(found, key=lambda f: (order[f.turned], -f.confidence))
