@@ -11,10 +11,22 @@ export function cardsPanel(network, root) {
   const problem = message();
   root.append(h("div", { class: "head" }, h("h2", {}, "Cards"), h("p", { class: "lead" }, "What papers say of residual networks, beside what this one shows.")), problem, grid);
   get("api/experiments").then(
-    (found) => grid.append(...(found.length ? found.map(card) : [h("p", { class: "quiet" }, "No experiments are installed.")])),
+    (found) => arrange(grid, found.map(card)),
     (error) => problem.show(error.message),
   );
   return {};
+}
+
+// Two columns where there is room, so that a card that grows moves only those below it; one where there is not.
+function arrange(grid, cards) {
+  const wide = matchMedia("(min-width: 960px)");
+  const put = () => {
+    const count = wide.matches ? 2 : 1;
+    const columns = Array.from({ length: count }, (_, i) => h("div", { class: "stack" }, cards.filter((_, place) => place % count === i)));
+    grid.replaceChildren(...columns);
+  };
+  wide.addEventListener("change", put);
+  put();
 }
 
 function card(experiment) {
@@ -22,7 +34,7 @@ function card(experiment) {
   let wanted = ""; // address of the picture to show
   const problem = message();
   const bar = progress("Running");
-  const reading = h("div", { class: "reading", "aria-live": "polite" });
+  const reading = h("div", { class: "reading", "aria-live": "polite" }, h("p", { class: "quiet" }, "Not run yet."));
   const figure = h("div", { class: "drawn" });
   const code = python(experiment.title);
   code.hidden = true;
