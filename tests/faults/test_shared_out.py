@@ -23,11 +23,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shared(photos: Path, out: Path, world: int = 2) -> Job:
-    """GroupNorm, so that another number of processes computes the same."""
+    """GroupNorm and no mixup, whose partners are of the same process: another number of processes computes the same."""
     job = job_of(photos, out, world=world)
     network = SETTINGS["network"] | {"norm": "group", "norm_groups": 2, "head_dropout": 0.0, "drop_path": 0.0}
     train = SETTINGS["train"] | {"ema_decay": 0.0, "precision": "fp32"}
-    return replace(job, settings=job.settings | {"network": network, "train": train, "speed": {"shard": True}})
+    own = {
+        "network": network,
+        "train": train,
+        "augment": SETTINGS["augment"] | {"mixup": 0.0},
+        "speed": {"shard": True},
+    }
+    return replace(job, settings=job.settings | own)
 
 
 @pytest.fixture(scope="module")

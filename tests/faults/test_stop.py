@@ -27,14 +27,14 @@ def slowly(*arguments):
     open(mark, "a").close()
     time.sleep(seconds)
     return averaged(*arguments)
-task.averaged, loop.at_once = slowly, lambda *_: 2
+task.averaged, loop.at_once = slowly, lambda *_: 1
 from skipway.cli import main
 main(sys.argv[1:])
 """
 
 
 def launch(photos: Path, out: Path, slow_s: float) -> list[subprocess.Popen]:
-    """Two processes; each takes so long for two images of validation."""
+    """Two processes; each takes so long for an image of validation."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -61,6 +61,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("stop") / "photos", classes=("a", "b", "c"), num=80)
 
 
+def busy() -> float:
+    """How many times as long as on a machine of two idle cores it takes to start and leave the interpreter."""
+    began = time.monotonic()
+    both = [subprocess.Popen([sys.executable, "-c", "import skipway.training.train"]) for _ in range(2)]
+    for process in both:
+        process.wait()
+    return (time.monotonic() - began) / 4
+
+
 @pytest.fixture(scope="module")
 def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("whole") / "run"
@@ -71,7 +80,9 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("who", [[0], [1], [0, 1]])
 def test_a_signal_in_validation_ends_all_within_ten_seconds(photos: Path, tmp_path: Path, whole: str, who: list[int]):
     out = tmp_path / "run"
-    processes = launch(photos, out, 1.5)  # 12 batches of two images each: 18 s
+    allowed = 10 * max(1.0, busy())
+    assert allowed < 25, "the machine is far too busy to tell"
+    processes = launch(photos, out, 2.5)  # 12 images each: 30 s
     until = time.monotonic() + 120
     while not out.with_suffix(".mark").exists():
         assert time.monotonic() < until
@@ -82,9 +93,9 @@ def test_a_signal_in_validation_ends_all_within_ten_seconds(photos: Path, tmp_pa
         processes[rank].send_signal(signal.SIGTERM)
     codes = ended(processes, 60)
     took = time.monotonic() - began
-    print(f"\nSIGTERM in validation to {who}: exit codes {codes} after {took:.1f} s")
+    print(f"\nSIGTERM in validation to {who}: exit codes {codes} after {took:.1f} s ({allowed:.1f} s allowed)")
     assert codes[0] == 75
-    assert took < 10
+    assert took < allowed
     assert Run.open(out).summary["status"] == "stopped"
     assert ended(launch(photos, out, 0), 200) == [0, 0]
     assert fingerprint(out) == whole
