@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	@echo "run folder: runs/demo    pictures: runs/demo/curves.png runs/demo/mistakes.png"
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 slow: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -m slow
