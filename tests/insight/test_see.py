@@ -188,3 +188,27 @@ def test_every_name_of_the_table_is_its_experiments():
 
     assert all(name == e.name for name, e in EXPERIMENTS.items())
     assert see_module.BUDGET_S == 120
+
+
+@pytest.mark.browser
+def test_page_shows_every_picture_without_a_network(tmp_path, table, monkeypatch):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if chromium is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
+    found = see("resnet20", out=tmp_path)
+    with sync_api.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(offline=True, viewport={"width": 390, "height": 800}).new_page()
+        complaints, asked = [], []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(found.page.as_uri())
+        drawn = page.eval_on_selector_all("img", "all => all.map(i => i.complete && i.naturalWidth > 0)")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert drawn == [True, True]
+    assert complaints == []
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert wide == 390
