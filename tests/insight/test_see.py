@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -17,6 +18,7 @@ from skipway.insight import style
 from skipway.insight.experiment import Experiment, Pace, Reading, perform
 from skipway.insight.plain import from_plain, to_plain
 from skipway.insight.see import plan, see
+from skipway.insight.subject import subject_of
 from skipway.insight.watch import QUIET, Cancelled, Watch
 from skipway.nn.weight_files import read_safetensors
 
@@ -212,3 +214,18 @@ def test_page_shows_every_picture_without_a_network(tmp_path, table, monkeypatch
     assert complaints == []
     assert all(url.startswith(("file:", "data:")) for url in asked)
     assert wide == 390
+
+
+def test_an_untrained_network_answers_several_labels_at_one_half(tmp_path):
+    labels = (np.arange(60).reshape(20, 3) % 7 < 3).astype(np.uint8)
+    np.savez(tmp_path / "several.npz", images=np.zeros((20, 8, 8), np.uint8), labels=labels)
+    subject = subject_of("resnet20", str(tmp_path / "several.npz"))
+    assert subject.model.thresholds == (0.5, 0.5, 0.5)
+    logits = torch.where(subject.seen.labels.bool(), 1.0, -1.0)
+    assert subject.right(logits, subject.seen.labels).mean() == 1.0
+
+
+def test_names_that_the_font_lacks_are_drawn_without_a_word():
+    made, (axes,) = style.figure()
+    axes.set_title("\u65e5\u672c")
+    assert "\u65e5\u672c" in style.svg(made)

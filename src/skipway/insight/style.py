@@ -1,6 +1,7 @@
 """What the pictures of experiments share: colours that colour-blind people tell apart, quiet axes, SVG and PNG."""
 
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def svg(made: "Figure") -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "skipway", "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": "skipway", "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the text stays text, and the reader has other fonts
         made.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

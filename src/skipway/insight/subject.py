@@ -13,6 +13,7 @@ from skipway import randomness
 from skipway.data.loader import make_loader
 from skipway.data.open import open_source
 from skipway.data.preprocess import Preprocess, measure, plain
+from skipway.data.source import is_multilabel
 from skipway.errors import InputError
 from skipway.evaluation.opened import check_kind, data_spec_of, match_classes, open_data, parts_of
 from skipway.foreign_spec import ForeignSpec, is_foreign
@@ -170,7 +171,8 @@ def _untrained(name: str, data: str, num_images: int) -> Subject:
         network, _ = resolve_stem(replace(find(name), in_channels=channels, num_classes=classes), asked)
         network.check_image_size(asked)
     run = RunSpec(network, data=replace(spec, image_size=asked))
-    model = Model(build_any(network, image_size=asked).eval(), run, tuple(source.classes), preprocess)
+    thresholds = (0.5,) * classes if is_multilabel(source) else None
+    model = Model(build_any(network, image_size=asked).eval(), run, tuple(source.classes), preprocess, thresholds)
     places = torch.arange(classes)
     seen, train = (_images(loader, preprocess, parts[part], places, num_images) for part in ("val", "train"))
     return Subject(name, _ready(model), seen, train, trained=False)
