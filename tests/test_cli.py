@@ -95,6 +95,16 @@ def test_stopped_training_exits_with_75(skipway, photos, monkeypatch):
     assert Run.open("runs/photos-custom-1").finished
 
 
+def test_interrupted_verb_says_so_and_exits_with_130(skipway, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skipway.insight.see.subject_of", stop)
+    result = skipway("see", "resnet20")
+    assert result.code == 130
+    assert result.err == "skipway: stopped\n"
+
+
 def test_predict_names_images_and_skips_what_it_cannot_read(skipway, trained, photos):
     (photos / "bees" / "999.png").write_bytes(b"x")
     result = skipway("predict", trained.folder, photos / "bees", "--top", "1")

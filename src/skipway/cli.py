@@ -23,6 +23,7 @@ app = App(
     version=__version__,
     help="Build, train, see and ship residual networks.",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # which main answers, in words
     help_epilogue="Start with `skipway train fashion-sample`, or `skipway train FOLDER` for your own images.",
 )
 app["--help"].group = app["--version"].group = Group("Help")
