@@ -214,6 +214,8 @@ def test_unknown_blocks_are_refused_by_name():
         probe.unit("stage1.blok1")
     with pytest.raises(InputError, match="head is a Head, no residual block"):
         probe.unit("head")
+    with probe, pytest.raises(InputError, match=r"an edit is an Edit, as .*, got 'block:stage1.block2'"):
+        probe.run(images(), edits=["block:stage1.block2"])  # pyrefly: ignore[bad-argument-type]
 
 
 def test_a_subclass_with_its_own_forward_is_another_block():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skipway.errors import InputError, unknown
+from skipway.fields import shown
 from skipway.insight.units import Unit, find_unit
 
 KINDS = ("branch", "shortcut", "block", "swap")
@@ -73,8 +74,11 @@ def arranged(edits: Sequence[Edit], units: Sequence[Unit]) -> tuple[dict[str, tu
     """What is to change of each unit, of each kind the last; and which block stands in which block's place.
 
     Raises:
-        InputError: an edit of what is not there, or that the shapes forbid.
+        InputError: what is no Edit, an edit of what is not there, or one that the shapes forbid.
     """
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            raise InputError(f"an edit is an Edit, as Edit('block', 'stage1.block2'), got {shown(edit)}")
     by_unit: dict[str, tuple[Edit, ...]] = {}
     swaps: dict[int, int] = {}
     for edit in {(e.kind, e.unit): e for e in edits}.values():
