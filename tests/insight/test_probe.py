@@ -261,7 +261,7 @@ def test_edits_are_text(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "cut:a", "branch:a=2", "branch:a=x", "branch:a=nan", "block:", "swap:a", "branch"]
+    "text", ["", "cut:a", "branch:a=2", "branch:a=x", "branch:a=nan", "block:", "block:a=0.5", "swap:a", "branch"]
 )
 def test_edits_that_are_none_are_refused(text):
     with pytest.raises(InputError):

@@ -61,6 +61,8 @@ def parse(text: str) -> Edit:
         unit, _, other = rest.partition(",")
         return Edit(kind, unit, other=other)
     unit, given, alpha = rest.partition("=")
+    if kind == "block" and given:
+        raise InputError(f"the edit '{text[:80]}' must have no number: a block is cut whole, branches are scaled")
     try:
         number = float(alpha) if given else 0.0
     except ValueError:
