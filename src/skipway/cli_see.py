@@ -1,5 +1,6 @@
 """The verbs `skipway see` and `skipway lab`. They are hung into the command in cli.py."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def see(
     only
         Experiments by name; again for another.
     budget
-        Time for all experiments together: 90s, 2m, 1h.
+        Time for all of it once the program has started: 90s, 2m, 1h.
     data
         Other images than the run's own.
     out
@@ -50,12 +51,13 @@ def see(
     json
         Print one JSON object: readings, and where the page is.
     """
+    budget_s = seconds_of(budget)
     from skipway.insight.see import see as look
 
     found = look(
         run,
         only=only or (),
-        budget_s=seconds_of(budget),
+        budget_s=budget_s,
         data=data,
         out=out or "",
         trust_code=trust_code,
@@ -103,7 +105,8 @@ def lab(
     """
     from skipway.insight.lab.serve import serve
 
-    serve(what, data=data, port=port, open_browser=browser, trust_code=trust_code)
+    with contextlib.suppress(KeyboardInterrupt):  # its only end
+        serve(what, data=data, port=port, open_browser=browser, trust_code=trust_code)
     return DONE
 
 

@@ -249,3 +249,10 @@ def test_reading_goes_by_steps_outward_that_fall():
     assert EXPERIMENT.read(made_up(False)).verdict == "disagrees"
     assert EXPERIMENT.read(made_up(False, skips=False)).verdict == "open"
     assert EXPERIMENT.read(Landscape("x", "random", 1.0, 5, True, 1.0)).verdict == "open"
+
+
+def test_a_flat_surface_shows_nothing():
+    bowl = made_up(True)
+    flat = replace(bowl, line_losses=tuple(0.5 for _ in bowl.line_losses))
+    assert EXPERIMENT.read(flat).verdict == "open"
+    assert "hardly changes" in EXPERIMENT.read(flat).sentences[-1]

@@ -181,3 +181,11 @@ def made_up(*singles: float) -> Paths:
 )
 def test_verdict_weighs_paths_with_their_gradient(singles, verdict):
     assert EXPERIMENT.read(made_up(*singles)).verdict == verdict
+
+
+def test_branches_of_zero_show_nothing():
+    from skipway.insight.paths import _verdict
+
+    assert _verdict(4.0, 0.01) == "open"
+    assert _verdict(4.0, 2.0) == "agrees"
+    assert _verdict(4.0, 5.0) == "disagrees"

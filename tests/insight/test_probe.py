@@ -225,8 +225,10 @@ def test_a_subclass_with_its_own_forward_is_another_block():
         def forward(self, x):
             return -super().forward(x)
 
-    with pytest.raises(InputError, match="no residual block"):
-        Probe(nn.Sequential(Odd(3, 3)), images())
+    network = made("torchvision:resnet18")
+    network.get_submodule("layer2").add_module("1", Odd(128, 128))
+    with pytest.raises(InputError, match="layer2.1 is a Odd, a BasicBlock with a forward of its own"):
+        Probe(network, images())
 
 
 def test_probe_ends_clean_after_an_error():

@@ -124,10 +124,10 @@ def test_budget_is_shared_over_what_fits():
 
 
 def test_what_time_runs_out_for_is_told(tmp_path, table, monkeypatch):
-    table["one"] = replace(table["one"], fit=lambda pace, seconds: Settings(1) if seconds > 15 else None)
+    table["one"] = replace(table["one"], fit=lambda pace, seconds: Settings(1) if seconds > 1000 else None)
     table["two"] = replace(table["two"], run=lambda *a: time.sleep(1) or run(*a))
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
-    enough, short = (see("resnet20", out=tmp_path / "a", budget_s=seconds) for seconds in (25, 15.5))
+    enough, short = (see("resnet20", out=tmp_path / "a", budget_s=seconds) for seconds in (1600, 1000.01))
     assert [f.experiment.name for f in enough.findings] == ["one", "two"]
     assert [f.experiment.name for f in short.findings] == ["two"]
     assert "more time" in short.left_out["one"]

@@ -152,10 +152,19 @@ def adapter_of(module: nn.Module) -> Callable[..., tuple[Addition, ...]] | None:
 
 
 def known_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The blocks that can be taken apart, with their names, in the network's order."""
+    """The blocks that can be taken apart, with their names, in the network's order.
+
+    Raises:
+        InputError: one of them is derived from a known block, and computes something else.
+    """
     for name, module in network.named_modules():
         if adapter_of(module) is not None:
             yield display_name(network, name), module
+        elif base := next((c for c in type(module).__mro__ if (c.__module__, c.__name__) in ADAPTERS), None):
+            raise InputError(
+                f"{name or 'the network'} is a {type(module).__name__}, a {base.__name__} with a forward of its own: "
+                "its addition is out of reach, and without it the rest would be told wrongly"
+            )
 
 
 def display_name(network: nn.Module, name: str) -> str:

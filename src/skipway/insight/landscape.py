@@ -241,6 +241,8 @@ def _read(result: Landscape) -> Reading:
         share = sum(step.inside * step.distance**2 for step in result.path) / whole if whole else 1.0
         told = f"{len(result.path)} checkpoint{'' if len(result.path) == 1 else 's'}"
         sentences.append(f"The plane holds {share:.0%} of the squared distances of {told} from the weights.")
+    if max(result.line_losses) <= loss + FALL:  # all of it flat
+        return Reading((*sentences, "The loss hardly changes anywhere: nothing can be judged."), "open")
     if not result.skips or steps < FEW or result.plane != "random":
         why = f"It takes a network with skips, a random plane and {FEW} such steps to judge the claim."
         return Reading((*sentences, why), "open")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PIXELS = 32 * 128**2  # of all images together: what a network computes of them is kept for going back
+IDLE = 0.05  # branches that a path passes on average, below which branches do next to nothing
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,8 @@ def _read(result: Paths) -> Reading:
             f"Weighted with the gradient that a path carries, they pass {by_gradient:.1f}; nine tenths of the gradient "
             f"come through paths of at most {_within(result, 0.9)} branches."
         )
+    if by_gradient < IDLE:
+        says.append("Hardly any gradient passes a branch: the branches are as good as zero.")
     together = _mean(result.lengths, [x.together for x in result.lengths])
     if together == together:
         amount = sum(x.together for x in result.lengths)
@@ -238,8 +241,11 @@ def _within(result: Paths, share: float) -> int:
 
 
 def _verdict(by_count: float, by_gradient: float) -> str:
-    """Gradient-weighted paths are to be shorter than paths at large by a tenth or more."""
-    if by_gradient != by_gradient:
+    """Gradient-weighted paths are to be shorter than paths at large by a tenth or more.
+
+    Where hardly one passes a branch (branches begin at zero, say), nothing is shown.
+    """
+    if by_gradient != by_gradient or by_gradient < IDLE:
         return "open"
     return "agrees" if by_gradient <= 0.9 * by_count else "disagrees" if by_gradient > by_count else "open"
 

@@ -230,10 +230,11 @@ def _read(result: Refinement) -> Reading:
     first, last = result.steps[0], result.steps[-1]
     if first.accuracy == first.accuracy:
         half = (first.accuracy + last.accuracy) / 2
-        reached = next(s.name for s in result.steps if s.accuracy >= half)
+        reached = next((s.name for s in result.steps if s.accuracy >= half), "")
+        way = f"; half of the way is reached after {reached}" if last.accuracy > first.accuracy else ""
         says.append(
             f"Read before the first block the head answers {percent(first.accuracy)} right, after the last "
-            f"{percent(last.accuracy)}; half of the way is reached after {reached}."
+            f"{percent(last.accuracy)}{way}."
         )
     says = says or [f"{len(result.steps) - 1} blocks; nothing is known of them yet."]
     return Reading(tuple(says), _verdict(result))

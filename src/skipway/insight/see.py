@@ -27,6 +27,7 @@ from skipway.run import Run
 
 BUDGET_S = 120.0
 TOO_LONG = "it needs more time: --budget 10m, say, or --only it"
+WORK = 0.85  # of an experiment's share, after which it ends early: the rest is for its picture
 ENDLESS = 1e6  # seconds: what cannot be done in these cannot be done
 
 
@@ -38,13 +39,15 @@ class Finding:
         experiment: which.
         settings, result: its own dataclasses.
         reading: what the result says in words.
-        seconds: it took.
+        picture: as SVG text.
+        seconds: it took, drawing included.
     """
 
     experiment: Experiment
     settings: Any
     result: Any
     reading: Reading
+    picture: str
     seconds: float
 
 
@@ -122,14 +125,16 @@ def see(
         planned = plan(pace, [EXPERIMENTS[name] for name in names], budget_s)
     folder = _folder(subject, out)
     console.print(told(subject, planned, budget_s), markup=False, highlight=False, soft_wrap=True)
-    findings = sorted(
-        _perform(pace, planned, started + budget_s, console), key=lambda f: names.index(f.experiment.name)
-    )
-    for finding in findings:
-        _write(folder, finding)
-    made = Seen(subject.title, folder / "index.html", tuple(findings), planned.left_out)
-    sections = [_section(subject.title, f) for f in findings]
-    _write_text(made.page, page(f"skipway see: {subject.title}", _facts(subject), sections, planned.left_out))
+    findings: list[Finding] = []
+    try:
+        for finding in _perform(pace, planned, started + budget_s, console):
+            _write(folder, finding)
+            findings.append(finding)
+    finally:  # also of what there is when it is interrupted
+        findings.sort(key=lambda f: names.index(f.experiment.name))
+        made = Seen(subject.title, folder / "index.html", tuple(findings), planned.left_out)
+        sections = [_section(subject.title, f) for f in findings]
+        _write_text(made.page, page(f"skipway see: {subject.title}", _facts(subject), sections, planned.left_out))
     return made
 
 
@@ -178,12 +183,12 @@ def _perform(pace: Pace, planned: Plan, end: float, console: Console) -> Iterato
                 planned.left_out[experiment.name] = TOO_LONG
                 continue
             task = bars.add_task(experiment.name, total=1.0)
-            watch = Watch(on_progress=_mover(bars, task), deadline=begun + share)
+            watch = Watch(on_progress=_mover(bars, task), deadline=begun + WORK * share)
             result = perform(experiment, pace.subject, settings, watch=watch)
+            reading, picture = experiment.read(result), svg(experiment.draw(result))
             bars.remove_task(task)
-            reading = experiment.read(result)
             console.print(said(experiment, reading), markup=False, highlight=False, soft_wrap=True)
-            yield Finding(experiment, settings, result, reading, time.monotonic() - begun)
+            yield Finding(experiment, settings, result, reading, picture, time.monotonic() - begun)
 
 
 def _mover(bars: Progress, task: Any) -> Callable[[float], None]:
@@ -199,15 +204,13 @@ def said(experiment: Experiment, reading: Reading) -> str:
 def _section(title: str, finding: Finding) -> Section:
     experiment = finding.experiment
     kind = type(finding.settings).__name__
-    module, function = f"skipway.insight.{experiment.name}", experiment.run.__name__
     code = (
-        f"from {module} import {function}, {kind}\n"
+        f"from skipway.insight.{experiment.name} import {experiment.name}, {kind}\n"
         "from skipway.insight.subject import subject_of\n\n"
-        f"result = {function}(subject_of({title!r}), {finding.settings!r})"
+        f"result = {experiment.name}(subject_of({title!r}), {finding.settings!r})"
     )
-    picture = svg(experiment.draw(finding.result))
     words = experiment.title, experiment.paper, experiment.claim
-    return Section(experiment.name, *words, finding.reading, picture, code, finding.seconds)
+    return Section(experiment.name, *words, finding.reading, finding.picture, code, finding.seconds)
 
 
 def _facts(subject: Subject) -> str:
@@ -221,7 +224,9 @@ def _facts(subject: Subject) -> str:
 
 def _folder(subject: Subject, out: str | Path) -> Path:
     """Where to write; made. Raises InputError."""
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(subject.title).name)
+    whose = Path(subject.title)
+    named = whose.parent.name if whose.suffix == ".safetensors" and whose.parent.name else whose.name
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in named)
     folder = Path(out) if str(out) else subject.run.folder / "see" if subject.run else Path(f"see-{name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,9 +237,9 @@ def _folder(subject: Subject, out: str | Path) -> Path:
 
 def _write(folder: Path, finding: Finding) -> None:
     """The picture as SVG and PNG, the result as JSON."""
-    experiment, figure = finding.experiment, finding.experiment.draw(finding.result)
-    _write_text(folder / f"{experiment.name}.svg", svg(figure))
-    _write_bytes(folder / f"{experiment.name}.png", png(figure))
+    experiment = finding.experiment
+    _write_text(folder / f"{experiment.name}.svg", finding.picture)
+    _write_bytes(folder / f"{experiment.name}.png", png(experiment.draw(finding.result)))
     record = {
         "experiment": experiment.name,
         "settings": to_plain(finding.settings),
