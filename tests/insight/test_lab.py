@@ -267,7 +267,9 @@ def test_thumbnails_have_the_images_pixels(client: TestClient, subject: Subject)
     assert torch.equal(shown, subject.seen.pixels[3])
     assert client.get("/api/seen/24.png").status_code == 422
     assert client.get("/api/seen/-1.png").status_code == 422
-    assert client.get("/api/seen/x.png").status_code == 422
+    nowhere = client.get("/api/seen/x.png")
+    assert nowhere.status_code == 404
+    assert nowhere.json() == {"error": "there is nothing here"}
 
 
 def test_thumbnail_of_deep_pixels_spans_grey():

@@ -231,6 +231,13 @@ def test_a_subclass_with_its_own_forward_is_another_block():
         Probe(network, images())
 
 
+def test_what_is_no_network_or_no_image_is_refused():
+    with pytest.raises(InputError, match=r"takes a network .* got str"):
+        Probe("resnet20", images())  # pyrefly: ignore[bad-argument-type]
+    with pytest.raises(InputError, match="got none"):
+        Probe(made("resnet20"), images(0))
+
+
 def test_probe_ends_clean_after_an_error():
     network, x = made("resnet20"), images()
 

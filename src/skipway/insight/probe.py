@@ -72,6 +72,10 @@ class Probe:
     """
 
     def __init__(self, network: nn.Module, example: Tensor):
+        if not isinstance(network, nn.Module):
+            raise InputError(f"a probe takes a network (a torch.nn.Module), got {type(network).__name__}")
+        if not len(example):
+            raise InputError("a probe takes one image or more as its example, got none")
         self.network = network
         found = list(known_blocks(network))
         if not found:

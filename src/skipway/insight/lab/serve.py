@@ -63,6 +63,7 @@ def make_app(subject: Subject, *, port: int, what: str = "", data: str = "", tru
 
 def _answer_errors(app: Any) -> None:
     """Every refusal is one sentence of JSON."""
+    from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import JSONResponse
@@ -81,6 +82,7 @@ def _answer_errors(app: Any) -> None:
         return JSONResponse({"error": BROKEN}, 500)
 
     app.add_exception_handler(InputError, refused)
+    app.add_exception_handler(RequestValidationError, missing)
     app.add_exception_handler(HTTPException, missing)
     app.add_exception_handler(Exception, broken)
 
