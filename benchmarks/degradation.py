@@ -15,7 +15,6 @@ into docs.
 import argparse
 import datetime
 import os
-import platform
 import resource
 import statistics
 import textwrap
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from results_page import put_section
+from results_page import machine, put_section
 
 from skipway.figures import png
 from skipway.insight.edits import Edit
@@ -37,7 +36,6 @@ from skipway.insight.race import Race, computing_with
 from skipway.insight.race_settings import RaceSettings, digits_images, race_spec, train_spec
 from skipway.insight.subject import Images
 from skipway.nn.twin import twin
-from skipway.training.machine import device_name
 
 SETTINGS = RaceSettings(width=8, lr=0.05, batch_size=32, epochs=12)
 DEPTHS = (20, 56)
@@ -172,8 +170,8 @@ def main() -> None:
         f"learn from, 359 to test; width {SETTINGS.width}, batch norm, {SETTINGS.epochs} epochs, batches of "
         f"{SETTINGS.batch_size}, SGD with Nesterov momentum 0.9, peak rate {SETTINGS.lr:g}, cosine after 5% warm-up, "
         f"weight decay 0.0005, no augmentation, fp32; n = {options.seeds} seeds: mean and range, of cuts median and "
-        f"range; a process a seed, one thread each; {device_name(torch.device('cpu'))}, {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, {datetime.date.today()}; {took:.0f} s in all, at a "
+        f"range; a process a seed, one thread each; {machine()}, "
+        f"{datetime.date.today()}; {took:.0f} s in all, at a "
         f"load of {load:.1f}; {used.ru_utime + used.ru_stime:.0f} s of CPU)"
     )
     holds = "\n".join(f"- {line}" for line in orderings(runs))

@@ -1,6 +1,7 @@
 """Small subjects for experiments: a network of a few blocks on images of noise with a pattern for each class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -76,3 +77,10 @@ def untouched(network: nn.Module) -> Callable[[], bool]:
         return free and calm and modes and all(torch.equal(state[k], v) for k, v in before.items())
 
     return check
+
+
+def with_weights(subject: Subject, state: Mapping[str, Tensor]) -> Subject:
+    """The subject with other weights, in a network of its own."""
+    network = subject.fresh().eval()
+    network.load_state_dict(dict(state))
+    return replace(subject, model=replace(subject.model, network=network))

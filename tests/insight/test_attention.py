@@ -7,6 +7,7 @@ import pytest
 import torch
 from insight.subjects import SMALL, small_subject, some_images, untouched
 from insight.test_probe import images, made
+from subjects import with_weights
 from torch import nn
 
 from skipway.errors import InputError
@@ -16,7 +17,7 @@ from skipway.insight.class_maps import Attended, StageMaps, attend, class_activa
 from skipway.insight.edits import Edit
 from skipway.insight.plain import from_plain, to_text
 from skipway.insight.probe import Probe
-from skipway.insight.subject import Subject, with_weights
+from skipway.insight.subject import Subject
 from skipway.insight.watch import Cancelled, Watch
 
 SETTINGS = AttentionSettings(images=3, scored=12)

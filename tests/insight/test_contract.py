@@ -33,7 +33,7 @@ each = pytest.mark.parametrize("name", QUICK)
 
 
 def ask(name: str, subject: Subject, watch: Watch | None = None, settings: Any = None) -> Any:
-    return find_experiment(name).run(subject, settings or QUICK[name], watch or Watch())
+    return find_experiment(name).run(subject, settings or QUICK[name], watch=watch or Watch())
 
 
 def check_shows(name: str, result: Any) -> None:

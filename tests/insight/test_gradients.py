@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from insight.subjects import SMALL, foreign_subject, small_subject, untouched
+from subjects import with_weights
 
 import skipway
 from skipway import randomness
@@ -18,7 +19,6 @@ from skipway.insight.counterparts import pair, variants
 from skipway.insight.gradient_map import Course
 from skipway.insight.gradients import EXPERIMENT, Gradients, GradientsSettings, arrival, gradients
 from skipway.insight.plain import from_plain, to_plain, to_text
-from skipway.insight.subject import with_weights
 from skipway.insight.watch import Cancelled, Watch
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn.network import ResNet

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from starlette.requests import Request
 from starlette.testclient import TestClient
-from subjects import SMALL, small_subject
+from subjects import SMALL, small_subject, with_weights
 
 from skipway.errors import InputError
 from skipway.insight.edits import Edit
@@ -33,7 +33,7 @@ from skipway.insight.lab.tables import csv_of
 from skipway.insight.probe import Probe
 from skipway.insight.race_settings import RaceSettings
 from skipway.insight.style import figure
-from skipway.insight.subject import Subject, with_weights
+from skipway.insight.subject import Subject
 from skipway.run import Run
 from skipway.spec import DataSpec
 

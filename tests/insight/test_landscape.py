@@ -10,6 +10,7 @@ import pytest
 import torch
 from insight.subjects import SMALL, small_subject, untouched
 from safetensors.torch import save_file
+from subjects import with_weights
 from torch import Tensor, nn
 
 from skipway.errors import InputError
@@ -17,7 +18,7 @@ from skipway.figures import png
 from skipway.insight.landscape import EXPERIMENT, LandscapeSettings, at, falls, ground_of, landscape, ticks
 from skipway.insight.landscape_picture import Landscape, draw
 from skipway.insight.plain import from_plain, to_text
-from skipway.insight.subject import Subject, with_weights
+from skipway.insight.subject import Subject
 from skipway.insight.surface import Ground, path_plane, random_plane, states_of
 from skipway.insight.watch import Cancelled, Watch
 from skipway.run import Run

@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -31,16 +30,9 @@ from skipway.insight.subject import Images
 from skipway.network_spec import NetworkSpec
 from skipway.nn.twin import twin
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = RaceSettings(depth=8, width=4, batch_size=8, epochs=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(settings: RaceSettings = TINY) -> Race:

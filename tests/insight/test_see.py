@@ -41,7 +41,7 @@ class Result:
     note: str | None = None
 
 
-def run(subject, settings=Settings(), watch=QUIET):
+def run(subject, settings=Settings(), *, watch=QUIET):
     points = []
     for i in range(settings.count):
         watch.tell((i + 1) / settings.count)
@@ -90,7 +90,12 @@ def test_plain_data_come_back():
 def test_results_are_kept_by_weights_images_and_settings(tmp_path, monkeypatch):
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
     subject, asked, runs = small_subject(), experiment("kept"), []
-    counted = replace(asked, run=lambda *a: runs.append(1) or run(*a))
+
+    def counting(subject, settings, *, watch):
+        runs.append(1)
+        return run(subject, settings, watch=watch)
+
+    counted = replace(asked, run=counting)
     first = perform(counted, subject)
     assert perform(counted, subject).points == first.points
     assert len(runs) == 1
@@ -125,7 +130,12 @@ def test_budget_is_shared_over_what_fits():
 
 def test_what_time_runs_out_for_is_told(tmp_path, table, monkeypatch):
     table["one"] = replace(table["one"], fit=lambda pace, seconds: Settings(1) if seconds > 1000 else None)
-    table["two"] = replace(table["two"], run=lambda *a: time.sleep(1) or run(*a))
+
+    def slow(subject, settings, *, watch):
+        time.sleep(1)
+        return run(subject, settings, watch=watch)
+
+    table["two"] = replace(table["two"], run=slow)
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
     enough, short = (see("resnet20", out=tmp_path / "a", budget_s=seconds) for seconds in (1600, 1000.01))
     assert [f.experiment.name for f in enough.findings] == ["one", "two"]

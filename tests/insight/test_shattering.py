@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from insight.subjects import SMALL, foreign_subject, small_subject, untouched
+from subjects import with_weights
 from torch import Tensor, nn
 
 from skipway.errors import InputError
@@ -16,7 +17,6 @@ from skipway.insight.lines import autocorrelation, directional, likeness, line_g
 from skipway.insight.plain import from_plain, to_text
 from skipway.insight.shattering import EXPERIMENT, Shattering, ShatteringSettings, shattering
 from skipway.insight.shattering_picture import Curve, Noise
-from skipway.insight.subject import with_weights
 from skipway.insight.watch import Cancelled, Watch
 
 SETTINGS = ShatteringSettings(points=16, lines=1, deeper=2)

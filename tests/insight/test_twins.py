@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from insight.subjects import SMALL, small_subject, some_images
+from subjects import with_weights
 
 from skipway.errors import InputError
 from skipway.foreign_spec import ForeignSpec
@@ -17,22 +17,15 @@ from skipway.insight.experiments import find_experiment
 from skipway.insight.plain import from_plain, to_plain
 from skipway.insight.race import Race
 from skipway.insight.style import svg
-from skipway.insight.subject import Subject, with_weights
+from skipway.insight.subject import Subject
 from skipway.insight.twins import EXPERIMENT, Curves, Twins, TwinsSettings, twins
 from skipway.insight.watch import Cancelled, Watch
 from skipway.nn.twin import twin
 from skipway.spec import RunSpec, TrainSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = TwinsSettings(seeds=2, epochs=2, batch_size=8, marks=3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine two threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained_like(subject: Subject, train: TrainSpec) -> Subject:

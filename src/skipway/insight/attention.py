@@ -273,7 +273,7 @@ EXPERIMENT = Experiment(
     claim="Grad-CAM marks the parts of the image that the answer depends on.",
     settings=AttentionSettings(),
     result=Attention,
-    run=lambda subject, settings, watch: attention(subject, settings, watch=watch),
+    run=attention,
     draw=_draw,
     read=_read,
     fit=_fit,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 R = TypeVar("R")
+Asked = TypeVar("Asked", contravariant=True)
+Found = TypeVar("Found", covariant=True)
+
+
+class Doing(Protocol[Asked, Found]):
+    """What an experiment does: (subject, settings, watch=watch) -> result."""
+
+    def __call__(self, subject: Subject, settings: Asked, /, *, watch: Watch) -> Found: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Experiment(Generic[S, R]):
         claim: what the paper says, in a sentence.
         settings: the defaults; a frozen dataclass of plain values.
         result: the class of its results.
-        run: (subject, settings, watch) -> result; asks the watch often, hands out partial results of the same kind.
+        run: (subject, settings, watch=watch) -> result; asks the watch often, hands out partial results.
         draw: result -> figure.
         read: result -> reading.
         fit: (pace, seconds) -> settings that take about so long at most, or None where it cannot be done in that
@@ -66,7 +74,7 @@ class Experiment(Generic[S, R]):
     claim: str
     settings: S
     result: type[R]
-    run: Callable[[Subject, S, Watch], R]
+    run: Doing[S, R]
     draw: Callable[[R], "Figure"]
     read: Callable[[R], Reading]
     fit: Callable[["Pace", float], "S | None"]
@@ -119,7 +127,7 @@ def perform(experiment: Experiment[S, R], subject: Subject, settings: S | None =
     if kept is not None:
         watch.tell(1.0)
         return kept
-    result = experiment.run(subject, settings, watch)
+    result = experiment.run(subject, settings, watch=watch)
     if not watch.late:  # what was cut short by time is not the answer
         try:
             sweep(place.parent)

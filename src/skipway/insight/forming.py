@@ -5,7 +5,7 @@ A block's output has the channels of its stage, the head those of the last. As i
 is cut, and the openers stay, which bring the shape to the head's. So the answer after an opener is that before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +69,9 @@ def forming(subject: Subject, x: Tensor, *, top: int = TOP, watch: Watch = QUIET
     x = x[None] if x.ndim == 3 else x
     if x.ndim != 4 or len(x) != 1:
         raise InputError(f"forming takes one image, (C, H, W) or (1, C, H, W), got shape {tuple(x.shape)}")
-    found = []
-    with torch.no_grad(), Probe(subject.network, x) as probe:
+    with Probe(subject.network, x) as probe:
         places = [(START, False), *((u.name, u.opens) for u in probe.units)]
-        for number in range(len(places)):
-            logits = probe.run(x, edits=later_cut(probe.units, number))
-            found.append(subject.model.probabilities(logits)[0])
-            watch.tell((number + 1) / len(places))
+        found = [subject.model.probabilities(logits)[0] for logits in logits_by_block(probe, x, watch=watch)]
     chosen = found[-1].topk(min(top, len(found[-1]))).indices
     steps = []
     for (name, opens), row in zip(places, found, strict=True):
@@ -83,6 +79,22 @@ def forming(subject: Subject, x: Tensor, *, top: int = TOP, watch: Watch = QUIET
         classes = tuple(subject.classes[i] for i in best.indices.tolist())
         steps.append(Step(name, opens, classes, tuple(best.values.tolist()), tuple(row[chosen].tolist())))
     return Forming(tuple(subject.classes[i] for i in chosen.tolist()), tuple(steps))
+
+
+def logits_by_block(probe: Probe, x: Tensor, *, edits: Sequence[Edit] = (), watch: Watch = QUIET) -> Iterator[Tensor]:
+    """What the head reads before the first unit and after each: (B, K), one more than there are units.
+
+    Args:
+        probe: within its context.
+        x: (B, C, H, W) as the network takes it.
+        edits: of the network that answers.
+        watch: told after each.
+    """
+    count = len(probe.units) + 1
+    for done in range(count):
+        with torch.no_grad():
+            yield probe.run(x, edits=[*edits, *later_cut(probe.units, done)])
+        watch.tell((done + 1) / count)
 
 
 def later_cut(units: Sequence[Unit], done: int) -> list[Edit]:

@@ -256,7 +256,7 @@ EXPERIMENT = Experiment(
     claim="With batch norm, gradients do not vanish in plain networks either (He 2015, section 4.1).",
     settings=GradientsSettings(),
     result=Gradients,
-    run=lambda subject, settings, watch: gradients(subject, settings, watch=watch),
+    run=gradients,
     draw=_draw,
     read=_read,
     fit=_fit,

@@ -278,7 +278,7 @@ EXPERIMENT = Experiment(
     claim="Around the minimum of a network with skips the loss is nearly convex; of deep plain networks it is chaotic.",
     settings=LandscapeSettings(),
     result=Landscape,
-    run=lambda subject, settings, watch: landscape(subject, settings, watch=watch),
+    run=landscape,
     draw=_draw,
     read=_read,
     fit=_fit,

@@ -271,7 +271,7 @@ EXPERIMENT = Experiment(
     claim="Cutting any single block barely hurts a residual network, and destroys a plain one.",
     settings=LesionSettings(),
     result=Lesion,
-    run=lambda subject, settings, watch: lesion(subject, settings, watch=watch),
+    run=lesion,
     draw=_draw,
     read=_read,
     fit=_fit,

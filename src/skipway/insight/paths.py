@@ -271,7 +271,7 @@ EXPERIMENT = Experiment(
     claim="The gradient comes through short paths: through fewer branches than most paths pass.",
     settings=PathsSettings(),
     result=Paths,
-    run=lambda subject, settings, watch: paths(subject, settings, watch=watch),
+    run=paths,
     draw=_draw,
     read=_read,
     fit=_fit,

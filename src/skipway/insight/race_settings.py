@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from skipway.data.builtin import digits
 from skipway.data.loader import make_loader
 from skipway.data.preprocess import measure, plain
 from skipway.errors import InputError
 from skipway.fields import check, option
-from skipway.insight.subject import Images
+from skipway.insight.subject import Images, images_of
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.spec import DataSpec, TrainSpec
 
@@ -83,10 +81,5 @@ def digits_images(image_size: int = 16) -> tuple[Images, Images]:
     source, spec = digits(), DataSpec(path="digits")
     loader = make_loader(source, plain(source, spec, image_size), spec)
     preprocess = measure(loader, source.splits["train"])
-    parts = []
-    for name in ("train", "test"):
-        batch = next(iter(loader.batches(source.splits[name], len(source))))
-        inputs = preprocess.normalise(batch.images).contiguous(memory_format=torch.channels_last)
-        names = tuple(source.name(int(i)) for i in batch.indices)
-        parts.append(Images(batch.images, inputs, batch.labels, names))
-    return parts[0], parts[1]
+    train, test = (images_of(loader, preprocess, source.splits[name]) for name in ("train", "test"))
+    return train, test

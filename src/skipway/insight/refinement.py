@@ -276,7 +276,7 @@ EXPERIMENT = Experiment(
     "answer.",
     settings=RefinementSettings(),
     result=Refinement,
-    run=lambda subject, settings, watch: refinement(subject, settings, watch=watch),
+    run=refinement,
     draw=_draw,
     read=_read,
     fit=_fit,

@@ -214,7 +214,7 @@ EXPERIMENT = Experiment(
     "identity.",
     settings=ResponsesSettings(),
     result=Responses,
-    run=lambda subject, settings, watch: responses(subject, settings, watch=watch),
+    run=responses,
     draw=_draw,
     read=_read,
     fit=_fit,

@@ -218,7 +218,7 @@ EXPERIMENT = Experiment(
     claim="With depth, gradients of plain networks come to resemble white noise; those of residual networks far less.",
     settings=ShatteringSettings(),
     result=Shattering,
-    run=lambda subject, settings, watch: shattering(subject, settings, watch=watch),
+    run=shattering,
     draw=_draw,
     read=_read,
     fit=_fit,

@@ -1,7 +1,6 @@
 """What experiments look at: a network in evaluation mode with images of its validation split, ready for it."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway import randomness
-from skipway.data.loader import make_loader
+from skipway.data.loader import Loader, make_loader
 from skipway.data.open import open_source
 from skipway.data.preprocess import Preprocess, measure, plain
 from skipway.data.source import is_multilabel
@@ -105,7 +104,7 @@ class Subject:
 
     def fingerprint(self) -> str:
         """Changes with the weights, the spec and the images: what results are kept by."""
-        digest = hashlib.sha256(repr((self.spec.network, self.classes)).encode())
+        digest = hashlib.sha256(repr((self.spec, self.classes)).encode())
         for tensor in (*self.network.state_dict().values(), self.seen.inputs, self.train.inputs):
             digest.update(tensor.detach().contiguous().numpy().tobytes())
         digest.update(self.seen.labels.numpy().tobytes() + self.train.labels.numpy().tobytes())
@@ -193,22 +192,18 @@ def _ready(model: Model) -> Model:
     return replace(model, network=model.network.eval())
 
 
-def _images(loader, preprocess: Preprocess, part: Tensor, places: Tensor, most: int) -> Images:
-    """Images drawn from a part of the data, always the same ones."""
-    chosen = randomness.order(part, seed=0, epoch=0)[:most]
+def _images(loader: Loader, preprocess: Preprocess, part: Tensor, places: Tensor, most: int) -> Images:
+    """Images drawn from a part of the data, always the same ones; their labels as the network counts them."""
+    found = images_of(loader, preprocess, randomness.order(part, seed=0, epoch=0)[:most])
+    return found if found.labels.ndim == 2 else replace(found, labels=places[found.labels])
+
+
+def images_of(loader: Loader, preprocess: Preprocess, chosen: Tensor) -> Images:
+    """Images of a source, by (N,) int64 indices. Raises InputError where none of them can be read."""
     batches = list(loader.batches(chosen, 256))
     if not batches:
         raise InputError("none of the images can be read")
     pixels = torch.cat([b.images for b in batches])
     labels = torch.cat([b.labels for b in batches])
-    labels = places[labels] if labels.ndim == 1 else labels
     names = tuple(loader.source.name(int(i)) for b in batches for i in b.indices)
-    inputs = preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
-    return Images(pixels, inputs, labels, names)
-
-
-def with_weights(subject: Subject, state: Mapping[str, Tensor]) -> Subject:
-    """The subject with other weights in a network of its own."""
-    network = subject.fresh()
-    network.load_state_dict(dict(state))
-    return replace(subject, model=_ready(replace(subject.model, network=network)))
+    return Images(pixels, preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last), labels, names)

@@ -289,7 +289,7 @@ EXPERIMENT = Experiment(
     claim="A deep plain network ends at a higher training error than the same network with skips: degradation.",
     settings=TwinsSettings(),
     result=Twins,
-    run=lambda subject, settings, watch: twins(subject, settings, watch=watch),
+    run=twins,
     draw=_draw,
     read=_read,
     fit=_fit,

@@ -30,7 +30,7 @@ class Parts(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path, files: list[Any]):
-        self.folder, self._files = folder, files
+        self.folder = folder
         self._of: dict[str, list[Any]] = {}
         for file in files:
             for key in file.keys():  # noqa: SIM118

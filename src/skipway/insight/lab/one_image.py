@@ -10,7 +10,7 @@ from torch import Tensor
 from skipway.errors import InputError
 from skipway.insight.class_maps import Attended, attend
 from skipway.insight.edits import Edit
-from skipway.insight.forming import later_cut
+from skipway.insight.forming import logits_by_block
 from skipway.insight.lab import lines
 from skipway.insight.lab.asked import body_of, edits_of, json_of, whole
 from skipway.insight.lab.pictures import UPLOAD_BYTES, Uploads, png
@@ -54,16 +54,11 @@ class Explained:
     lines: str
 
 
-def forming(lab: Lab, x: Tensor, watch: Watch) -> Forming:
-    """How the answer forms. x: (1, C, S, S). The lock is held by the caller."""
-    units = lab.probe.units
-    rows = []
-    with torch.no_grad():
-        for place in range(len(units) + 1):
-            logits = lab.probe.run(x, edits=later_cut(units, place))
-            rows.append(tuple(lab.probabilities(logits)[0].nan_to_num().tolist()))
-            watch.tell((place + 1) / (len(units) + 1))
-    return Forming(tuple(u.name for u in units), tuple(rows))
+def forming(lab: Lab, x: Tensor, edits: tuple[Edit, ...], watch: Watch) -> Forming:
+    """How the answer forms, with the page's edits. x: (1, C, S, S). The lock is held by the caller."""
+    logits = logits_by_block(lab.probe, x, edits=edits, watch=watch)
+    rows = tuple(tuple(lab.probabilities(each)[0].nan_to_num().tolist()) for each in logits)
+    return Forming(tuple(u.name for u in lab.probe.units), rows)
 
 
 def explain(lab: Lab, x: Tensor, truth: tuple[int, ...], label: int | None, edits: tuple[Edit, ...], watch: Watch):
@@ -76,7 +71,7 @@ def explain(lab: Lab, x: Tensor, truth: tuple[int, ...], label: int | None, edit
             maps = attend(lab.open, x, label=label, probe=lab.probe, edits=edits)
         except InputError as error:
             why = str(error)
-        formed = forming(lab, x, watch)
+        formed = forming(lab, x, edits, watch)
     return maps, why, probabilities, formed
 
 

@@ -83,11 +83,6 @@ class Lab:
             self._prefix = Prefix(self.probe, self.seen.inputs, watch=told)
         return self._prefix
 
-    @property
-    def ready(self) -> bool:
-        """Whether the first pass is made."""
-        return self._prefix is not None
-
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, K) logits -> probabilities."""
         return self.subject.model.probabilities(logits)
