@@ -1,9 +1,10 @@
 """The verb: run the experiments that fit a time budget, say what they show, and write it down as one page.
 
-The budget is shared out evenly; experiments that need more than their share come last, with what the others left.
+The budget is shared out evenly; experiments that can use more than their share come last, with what the others left.
 Results that were found before cost nothing.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from skipway.run import Run
 BUDGET_S = 120.0
 TOO_LONG = "it needs more time: --budget 10m, say, or --only it"
 WORK = 0.85  # of an experiment's share, after which it ends early: the rest is for its picture
+MOMENT = 1e-3  # seconds, where time is over
 ENDLESS = 1e6  # seconds: what cannot be done in these cannot be done
 
 
@@ -76,8 +78,8 @@ class Plan:
     """What is to be run.
 
     Args:
-        first: experiments with settings that fit into an even share of the time, in order.
-        later: those that need more, and come last with what the others left; in order.
+        first: experiments that an even share of the time is enough for, with their settings; in order.
+        later: those that can use more, and come last with what the others left; in order.
         left_out: those that are not run, with the reason.
     """
 
@@ -143,10 +145,10 @@ def plan(pace: Pace, experiments: Sequence[Experiment], budget_s: float) -> Plan
     share = budget_s / max(len(experiments), 1)
     first, later, left_out = [], [], {}
     for experiment in experiments:
-        settings = experiment.fit(pace, share)
-        if settings is not None:
+        settings, most = experiment.fit(pace, share), experiment.fit(pace, budget_s)
+        if settings is not None and settings == most:
             first.append((experiment, settings))
-        elif experiment.fit(pace, budget_s) is not None:
+        elif most is not None:
             later.append(experiment)
         elif experiment.fit(pace, ENDLESS) is not None:
             left_out[experiment.name] = TOO_LONG
@@ -159,9 +161,9 @@ def told(subject: Subject, planned: Plan, budget_s: float) -> str:
     """What is about to be done, in advance."""
     images = f"{len(subject.seen):,} images of validation"
     names = ", ".join(experiment.name for experiment, _ in planned.first)
-    lines = [f"{subject.title}: in {_minutes(budget_s)} at most, on {images}: {names or 'nothing that surely fits'}"]
+    lines = [f"{subject.title}: in {_minutes(budget_s)} at most, on {images}: {names or 'nothing at once'}"]
     if planned.later:
-        lines.append(f"if time is left: {', '.join(e.name for e in planned.later)}")
+        lines.append(f"then, in the time that is left: {', '.join(e.name for e in planned.later)}")
     lines += [f"without {name}: {why}" for name, why in planned.left_out.items()]
     return "\n".join(lines)
 
@@ -177,8 +179,9 @@ def _perform(pace: Pace, planned: Plan, end: float, console: Console) -> Iterato
     with Progress(*columns, console=console, transient=True) as bars:
         for number, (experiment, settings) in enumerate(queue):
             begun = time.monotonic()
-            share = max((end - begun) / (len(queue) - number), 0.0)
-            settings = experiment.fit(pace, share) if settings is None else settings
+            share = max((end - begun) / (len(queue) - number), MOMENT)
+            if settings is None:  # a round share first, which is the same the next time
+                settings = experiment.fit(pace, 2.0 ** math.floor(math.log2(share))) or experiment.fit(pace, share)
             if settings is None:
                 planned.left_out[experiment.name] = TOO_LONG
                 continue
