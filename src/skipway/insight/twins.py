@@ -274,6 +274,7 @@ def _fit(pace: Pace, seconds: float) -> TwinsSettings | None:
     count, marks = len(subject.train), 4
     try_s = 4 * pace.step_s * race.batch_size
     epoch_s = race.estimate_s() if try_s < seconds / 4 else 2 * pace.step_s * count
+    epoch_s = 2.0 ** math.ceil(math.log2(epoch_s))  # as Pace rounds: the same settings the next time
     room, scores_s = 0.7 * seconds, marks * epoch_s / 3 * len(subject.seen) / count
     for seeds, least in ((3, 3), (2, 3), (1, 1)):
         epochs = min(int((room / seeds - scores_s) / epoch_s), 30)
