@@ -41,6 +41,11 @@ class Running:
     lock: threading.Lock = field(default_factory=threading.Lock)
     round: int = 0  # how often it was reset
 
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made, and their scores told."""
+        return self.race.done and bool(self.race.told) and self.race.told[-1][0] == self.race.taken
+
     def play(self) -> None:
         """Go on until it is paused, done, or nobody looks."""
         with self.lock:
@@ -154,6 +159,9 @@ async def follow(running: Running, since: int) -> AsyncIterator[str]:
             if turn != running.round:
                 since, scores, turn = 0, 0, running.round
                 yield event("reset", "")
+            now = json.dumps(  # before the steps, so that "done" follows the last of them
+                {"playing": running.playing, "done": running.done, "step": race.taken, "error": running.error}
+            )
             steps = race.steps[since : since + 200]
             if steps:
                 since += len(steps)
@@ -161,10 +169,7 @@ async def follow(running: Running, since: int) -> AsyncIterator[str]:
             if len(race.told) > scores:
                 yield event("scores", [[at, made] for at, made in race.told[scores:]])
                 scores = len(race.told)
-            now = json.dumps(
-                {"playing": running.playing, "done": race.done, "step": race.taken, "error": running.error}
-            )
-            if now != state or quiet >= 2.0:  # so that a page notices a server that is gone
+            if len(steps) < 200 and (now != state or quiet >= 2.0):  # so that a page notices a server that is gone
                 state, quiet = now, 0.0
                 yield f"event: state\ndata: {now}\n\n"
             if len(steps) < 200:
