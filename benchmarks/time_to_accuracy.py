@@ -44,6 +44,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "He's initial weights": {"network": {"init": "he"}},
     "relu for SiLU": {"network": {"act": "relu"}},
     "strided convolutions for max-pools": {"network": {"blur": "none"}},
+    "BlurPool for max-pools": {"network": {"blur": "blur"}},
     "average for the last max-pool": {"network": {"head_pool": "average"}},
     "flips at random": {"augment": {"flip_mode": "random"}},
     "no label smoothing": {"train": {"label_smoothing": 0.0}},
@@ -52,16 +53,22 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "SGD for Muon": {"train": {"optimizer": "sgd", "lr": 0.5, "momentum": 0.9, "bias_lr": 1.0, "head_lr": 1.0}},
     "batch norm's momentum 0.1": {"network": {"norm_momentum": 0.1}},
     "images from 24 pixels on": {"speed": {"start_size": 24, "full_size": 0.4}},
-    "the harder half of each batch": {"speed": {"keep_hard": 0.5}},
+    "the harder half, by a small network": {"speed": {"keep_hard": 0.5}},
+    "the harder half, by its own loss": {"speed": {"keep_hard": 0.5, "hard_by": "network"}},
+    "stochastic depth that skips work": {"network": {"drop_path": 0.1, "drop_path_by": "batch"}},
+    "scored at 36 pixels": {"data": {"test_size": 36}},
     "norms at rest in the last tenth": {"speed": {"freeze_norms": 0.9}},
     "lookahead": {"train": {"lookahead": 5}},
     "averaged weights": {"train": {"ema_decay": 0.99}},
     "PyTorch's norms and additions": {"speed": {"kernels": "off"}},
 }
 
+VIEWS = "scored over flipped and shifted views"
 
-def one_run(options: argparse.Namespace, folder: Path, settings: dict[str, Any], *, score_test: bool) -> dict[str, Any]:
+
+def one_run(options: argparse.Namespace, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """A run's figures; from its folder where it has been run."""
+    score_test = not options.ablate
     facts = folder / "time.json"
     if facts.is_file():
         return json.loads(facts.read_text())
@@ -82,6 +89,16 @@ def one_run(options: argparse.Namespace, folder: Path, settings: dict[str, Any],
     made = figures(run) | {"yardstick": [before, after], "wall_s": wall, "load": os.getloadavg()[0]}
     facts.write_text(json.dumps(made))
     return made
+
+
+def over_views(folder: Path) -> dict[str, Any]:
+    """What the same weights score on validation over several views of each image."""
+    facts = folder / "views.json"
+    if not facts.is_file():
+        tta = skipway.evaluate(folder, split="val", tta="flip_shift").tta
+        assert tta
+        facts.write_text(json.dumps({"val": tta.accuracy, "val_loss": tta.loss}))
+    return json.loads(facts.read_text())
 
 
 def figures(run: Run) -> dict[str, Any]:
@@ -135,8 +152,10 @@ def main() -> None:
             settings = merged(HELD_OUT if options.ablate else {}, change, own)
             place = f"{'ablate' if options.ablate else 'test'}-{name.replace(' ', '-')}-{seed}"
             folder = options.out / f"{options.recipe}-{place}"
-            rows[name].append(one_run(options, folder, settings, score_test=not options.ablate))
+            rows[name].append(one_run(options, folder, settings))
             print(f"{name}, seed {seed}: {told(rows[name][-1:])}", flush=True)
+            if options.ablate and name == "the recipe":
+                rows.setdefault(VIEWS, []).append(rows[name][-1] | over_views(folder))
     flags = "".join(f" --{name}" for name in ("ablate", "shared") if getattr(options, name))
     flags += f" --epochs {options.epochs}" if options.epochs else ""
     command = f"python benchmarks/time_to_accuracy.py DATA --recipe {options.recipe}{flags} --seeds {options.seeds}"
