@@ -58,6 +58,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "stochastic depth that skips work": {"network": {"drop_path": 0.1, "drop_path_by": "batch"}},
     "scored at 36 pixels": {"data": {"test_size": 36}},
     "norms at rest in the last tenth": {"speed": {"freeze_norms": 0.9}},
+    "the stem at rest from 0.3 on": {"speed": {"rest_stem": 0.3}},
     "lookahead": {"train": {"lookahead": 5}},
     "averaged weights": {"train": {"ema_decay": 0.99}},
     "PyTorch's norms and additions": {"speed": {"kernels": "off"}},

@@ -35,6 +35,9 @@ class SpeedSpec:
     freeze_norms: float = option(
         1.0, "share of the run after which batch norms use their running statistics", low=0, high=1
     )
+    rest_stem: float = option(
+        1.0, "share of the run after which the stem learns no more, so that its gradients cost nothing", low=0, high=1
+    )
 
     def __post_init__(self) -> None:
         check(self, "speed")

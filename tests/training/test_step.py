@@ -182,6 +182,27 @@ def test_norms_stand_still_from_the_share_on(photos, share, moved):
     assert not torch.equal(weight, next(parts.learner.network.parameters()))
 
 
+def test_the_stem_rests_from_the_share_on_and_the_rest_learns(photos):
+    learner = assemble(asked(photos, speed={"rest_stem": 0.5}), quiet()).learner
+    inputs, targets = batch_of(asked(photos))
+    for step, rests in ((0, False), (learner.total_steps // 2, True)):
+        before = {k: v.clone() for k, v in learner.network.state_dict().items()}
+        learner.learn(inputs, targets, step)
+        after = learner.network.state_dict()
+        moved = {k for k in before if not torch.equal(before[k], after[k])}
+        assert any(k.startswith("stem.") for k in moved) is not rests
+        assert any(k.startswith("stages.0.0.") for k in moved)
+        assert (learner.network.stem.conv.weight.grad is None) is rests
+
+
+def test_what_cannot_rest_is_told(photos):
+    plan = asked(photos, speed={"rest_stem": 0.5})
+    learner = assemble(plan, quiet()).learner
+    head = torch.nn.Sequential(learner.network.head)
+    with pytest.raises(InputError, match="speed.rest_stem: the network has no part before its head"):
+        Learner(head, plan.spec, learner.engine, objective=learner.objective, steps_per_epoch=4)
+
+
 def test_sizes_grow_in_steps_of_four_to_the_full_one():
     speed = SpeedSpec(start_size=16, full_size=0.5)
     sizes = [size_at(step / 100, speed, full=32) for step in range(100)]

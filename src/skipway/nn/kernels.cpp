@@ -15,7 +15,7 @@
 namespace {
 
 typedef int64_t i64;
-const i64 PIECES = 64, RUN = 256;
+const i64 PIECES = 64, RUN = 256, SOME = 128;
 
 struct bf16 { uint16_t bits; };
 
@@ -269,18 +269,26 @@ void pool(const T* x, T* y, uint8_t* which, i64 B, i64 H, i64 W, i64 C, int thre
     const T* p = x + first * C;
     T* out = y + pooled * C;
     uint8_t* k = which + pooled * C;
+    for (i64 start = 0; start < C; start += SOME) {  // numbers of one width to a loop, or compilers take them one by one
+      const i64 many = C - start < SOME ? C - start : SOME;
+      float best[SOME];
+      int32_t at[SOME];
 #pragma omp simd
-    for (i64 c = 0; c < C; c++) {
-      float best = load(p + c);
-      int at = 0;
+      for (i64 c = 0; c < many; c++) best[c] = load(p + start + c), at[c] = 0;
       for (int n = 1; n < 4; n++) {
-        float v = load(p + (n / 2 * W + n % 2) * C + c);
-        bool larger = (v > best) | (v != v);
-        best = larger ? v : best;
-        at = larger ? n : at;
+        const T* q = p + (n / 2 * W + n % 2) * C + start;
+#pragma omp simd
+        for (i64 c = 0; c < many; c++) {
+          float v = load(q + c);
+          bool larger = (v > best[c]) | (v != v);
+          best[c] = larger ? v : best[c];
+          at[c] = larger ? n : at[c];
+        }
       }
-      store(out + c, best);
-      k[c] = uint8_t(at);
+#pragma omp simd
+      for (i64 c = 0; c < many; c++) store(out + start + c, best[c]);
+#pragma omp simd
+      for (i64 c = 0; c < many; c++) k[start + c] = uint8_t(at[c]);
     }
   });
 }

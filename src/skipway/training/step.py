@@ -16,7 +16,7 @@ from skipway.network_spec import NetworkSpec
 from skipway.nn.network import build
 from skipway.spec import RunSpec
 from skipway.training.engine import Engine
-from skipway.training.finetune import freeze
+from skipway.training.finetune import freeze, parts
 from skipway.training.guard import Guard
 from skipway.training.loss import Objective
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
@@ -71,6 +71,8 @@ class Learner:
         self.frozen = freeze(network, spec.train.freeze)
         self.resting = [p for p in learnt if not p.requires_grad]  # until freeze_epochs are over
         self.thaw_step = spec.train.freeze_epochs * steps_per_epoch
+        if spec.speed.rest_stem < 1 and len(parts(network)) < 2:
+            raise InputError("speed.rest_stem: the network has no part before its head that could rest")
         self.network = engine.place(network)
         if spec.speed.shard and world.size > 1:
             sharded(self.network, engine.device, world.size)
@@ -206,6 +208,13 @@ class Learner:
         for p in self.resting:
             p.requires_grad_(not resting)
 
+    def _rest_stem(self) -> None:
+        """Freeze the first part, as the first one of progressive freezing (Brock et al. 2017, arXiv:1706.04983)."""
+        if not self.frozen:
+            self.frozen = freeze(self.network, parts(self.network)[0].name)
+            if self.world.size > 1:
+                self.use(self.engine)
+
     def _set_modes(self, step: int) -> None:
         """Training mode; evaluation mode for what is frozen."""
         self.network.train()
@@ -214,13 +223,15 @@ class Learner:
             self.frozen = []
             if self.world.size > 1:
                 self.use(self.engine)  # whose gradients are averaged is settled there
-        for part in self.frozen:
-            for module in part.modules:
-                module.eval()
+        if step >= self.spec.speed.rest_stem * self.total_steps:
+            self._rest_stem()
         if step >= self.spec.speed.freeze_norms * self.total_steps:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        for part in self.frozen:
+            for module in part.modules:
+                module.eval()
 
 
 def make_proxy(
