@@ -29,8 +29,10 @@ class SpeedSpec:
     keep_hard: float = option(
         1.0, "share of a batch that is learnt from: the images with the largest loss", low=0.01, high=1
     )
-    hard_by: Literal["network", "proxy"] = option(
-        "proxy", "keep_hard: whose loss says what is hard, the network's own or a small one's that learns beside it"
+    hard_by: Literal["network", "proxy", "last"] = option(
+        "proxy",
+        "keep_hard: whose loss says what is hard: the network's own, a small one's that learns beside it, or the one "
+        "that the image had when it was last learnt from, which costs nothing",
     )
     freeze_norms: float = option(
         1.0, "share of the run after which batch norms use their running statistics", low=0, high=1

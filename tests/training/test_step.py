@@ -23,10 +23,11 @@ from skipway.training import loop
 from skipway.training.assemble import assemble
 from skipway.training.checkpoint import Position
 from skipway.training.engine import choose_engine, engine_of
+from skipway.training.hard import UNSEEN, LastLosses, narrower
 from skipway.training.loop import Trainer
 from skipway.training.plan import Plan, make_plan
 from skipway.training.resize import resized, size_at
-from skipway.training.step import Learner, narrower
+from skipway.training.step import Learner
 from skipway.training.vault import Writer
 
 
@@ -131,8 +132,9 @@ def test_hard_images_are_fewer_and_counted(photos, tmp_path):
     assert 0 <= run.metrics()[0]["train_accuracy"] <= 1
 
 
-def test_proxy_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch):
-    settings = tiny(epochs=2) | {"speed": {"keep_hard": 0.5}}
+@pytest.mark.parametrize("by", ["proxy", "last"])
+def test_who_judges_goes_on_to_the_same_bits(by, photos, tmp_path, monkeypatch):
+    settings = tiny(epochs=2) | {"speed": {"keep_hard": 0.5, "hard_by": by}}
     whole = skipway.train(str(photos), settings=settings, out=tmp_path / "whole", console=quiet())
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "_step", cut_at(Trainer._step, 6))
@@ -140,6 +142,32 @@ def test_proxy_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch):
     resumed = skipway.train(str(photos), settings=settings, out=tmp_path / "cut", console=quiet())
     assert same(weights(whole), weights(resumed))
     assert whole.steps() == resumed.steps()
+
+
+def test_images_with_the_largest_last_losses_are_learnt_from_and_no_others(photos):
+    plan = asked(photos, speed={"keep_hard": 0.5, "hard_by": "last"}, precision="fp32")
+    parts = assemble(plan, quiet())
+    learner, seen = parts.learner, []
+    forward = learner.forward
+    learner.forward = lambda x: seen.append(len(x)) or forward(x)
+    assert learner.last is not None
+    (batch,) = parts.train_loader.batches(plan.splits.train[:8], 8)
+    known = torch.tensor([4.0, 0.1, 3.0, 0.2, 0.3, 2.0])
+    learner.last.put(batch.indices[:6], known)  # 6 and 7 were not seen yet
+    made = learner.update(batch, 1, 0, augment=parts.augment, preprocess=parts.preprocess)
+    assert seen == [4]
+    assert made.seen == 4
+    after = learner.last.of(batch.indices)
+    assert torch.equal(after[[1, 3, 4, 5]], known[[1, 3, 4, 5]])  # left out: 2.0 was not among the largest four
+    losses = torch.nn.functional.cross_entropy(made.logits, batch.labels[[0, 2, 6, 7]], reduction="none")
+    assert torch.allclose(after[[0, 2, 6, 7]], losses)
+
+
+def test_last_losses_grow_with_the_indices():
+    last = LastLosses()
+    last.put(torch.tensor([2, 5]), torch.tensor([0.5, 0.25]))
+    assert last.losses.tolist() == [UNSEEN, UNSEEN, 0.5, UNSEEN, UNSEEN, 0.25]
+    assert last.of(torch.tensor([7, 5])).tolist() == [UNSEEN, 0.25]
 
 
 def test_proxy_of_anothers_network_is_refused(photos):
@@ -192,13 +220,13 @@ def test_the_stem_rests_from_the_share_on_and_the_rest_learns(photos):
         moved = {k for k in before if not torch.equal(before[k], after[k])}
         assert any(k.startswith("stem.") for k in moved) is not rests
         assert any(k.startswith("stages.0.0.") for k in moved)
-        assert (learner.network.stem.conv.weight.grad is None) is rests
+        assert (learner.network.get_parameter("stem.conv.weight").grad is None) is rests
 
 
 def test_what_cannot_rest_is_told(photos):
     plan = asked(photos, speed={"rest_stem": 0.5})
     learner = assemble(plan, quiet()).learner
-    head = torch.nn.Sequential(learner.network.head)
+    head = torch.nn.Sequential(learner.network.get_submodule("head"))
     with pytest.raises(InputError, match="speed.rest_stem: the network has no part before its head"):
         Learner(head, plan.spec, learner.engine, objective=learner.objective, steps_per_epoch=4)
 

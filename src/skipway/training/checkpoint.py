@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -136,6 +137,8 @@ def state_of(learner: Learner) -> dict[str, Tensor]:
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
     if learner.proxy:
         tensors |= {f"proxy.{k}": v for k, v in state_of(learner.proxy).items()}
+    if learner.last:
+        tensors["last_losses"] = learner.last.losses
     return tensors
 
 
@@ -190,6 +193,11 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor], path: str) -> None:
     _put_memory(learner, _part(tensors, "optimizer."))
     if learner.proxy:
         restore(learner.proxy, _part(tensors, "proxy."), path)
+    if learner.last:
+        found = tensors.get("last_losses")
+        if found is None or found.ndim != 1 or found.dtype != torch.float32:
+            raise InputError(f"{path}: the images' last losses are not in the checkpoint")
+        learner.last.losses = found.clone()
 
 
 def _restore_parts(learner: Learner, parts: Parts) -> None:

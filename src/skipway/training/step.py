@@ -18,6 +18,7 @@ from skipway.spec import RunSpec
 from skipway.training.engine import Engine
 from skipway.training.finetune import freeze, parts
 from skipway.training.guard import Guard
+from skipway.training.hard import LastLosses, hardest, narrower
 from skipway.training.loss import Objective
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.resize import resized, size_at
@@ -50,6 +51,7 @@ class Learner:
     Attributes:
         network, optimizer, average: what a checkpoint holds.
         proxy: a small network beside it that says which images are hard.
+        last: the images' last losses, where these say it.
         frozen: the parts that do not learn.
         lr_scale: of all rates, once a run went back after bad numbers.
         guard: looks at each update before it is made; None: whatever comes.
@@ -82,6 +84,7 @@ class Learner:
         self.use(engine)
         self.average = Average(self.network, spec.train.ema_decay) if spec.train.ema_decay else None
         self.proxy = make_proxy(spec, engine, objective, steps_per_epoch, world)
+        self.last = LastLosses() if spec.speed.keep_hard < 1 and spec.speed.hard_by == "last" else None
         self.total_steps = spec.train.epochs * steps_per_epoch
         warmup = round(spec.train.warmup_epochs * steps_per_epoch)
         self.factor = schedule(spec.train, self.total_steps, warmup)
@@ -114,15 +117,21 @@ class Learner:
         """
         self.share = share
         device = self.engine.device
+        if self.last:
+            batch = self.last.hardest(batch, self.spec.speed.keep_hard)
         pixels = augment.pixels(batch, epoch)
         size = size_at(step / self.total_steps, self.spec.speed, full=pixels.shape[-1])
         pixels = resized(pixels, size).to(device, non_blocking=True)
         inputs, targets = augment.mix(preprocess.normalise(pixels), batch, epoch)
         inputs = inputs.contiguous(memory_format=self.engine.layout)
         targets = targets.to(device, non_blocking=True)
-        if self.spec.speed.keep_hard < 1:
+        if self.spec.speed.keep_hard < 1 and not self.last:
             inputs, targets = self._hard(inputs, targets, step)
-        return self.learn(inputs, targets, step)
+        made = self.learn(inputs, targets, step)
+        if self.last:
+            found = batch.indices, self.objective.hardness(made.logits, targets).float().cpu()
+            self.last.put(*(rows if self.world.size == 1 else self.world.gathered(rows) for rows in found))
+        return made
 
     def learn(self, inputs: Tensor, targets: Tensor, step: int) -> Update:
         """One update on inputs (B, C, S, S), normalised, and targets (B,) or (B, K). Raises BadNumbers."""
@@ -157,8 +166,7 @@ class Learner:
             self.network.eval()
             with torch.no_grad(), self.engine.computing():
                 logits = self.network(inputs)
-        keep = max(round(self.spec.speed.keep_hard * len(inputs)), min(len(inputs), 2))
-        chosen = self.objective.hardness(logits, targets).topk(keep).indices.sort().values
+        chosen = hardest(self.objective.hardness(logits, targets), self.spec.speed.keep_hard)
         return inputs[chosen].contiguous(memory_format=self.engine.layout), targets[chosen]
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,22 +253,12 @@ def make_proxy(
     if spec.speed.keep_hard >= 1 or spec.speed.hard_by != "proxy":
         return None
     if not isinstance(spec.network, NetworkSpec):
-        raise InputError("speed.hard_by proxy makes a narrower network, of skipway's own alone; --hard-by network")
+        raise InputError(
+            "speed.hard_by proxy makes a narrower network, of skipway's own alone; --hard-by network, or last"
+        )
     small = narrower(spec.network)
     speed = dataclasses.replace(spec.speed, keep_hard=1.0)
     train = dataclasses.replace(spec.train, freeze="", ema_decay=0.0, layer_decay=1.0)
     network = build(small, seed=spec.train.seed)
     alike = dataclasses.replace(spec, network=small, speed=speed, train=train)
     return Learner(network, alike, engine, objective=objective, steps_per_epoch=steps_per_epoch, world=world)
-
-
-def narrower(network: NetworkSpec) -> NetworkSpec:
-    """The same network at a quarter of the width, and at least 16 channels.
-
-    Shortcuts that pad with zeros become projections: a whitening stem, which stays as wide, may give more channels.
-    """
-    if network.shortcut.endswith("zero_pad"):
-        network = dataclasses.replace(network, shortcut="avg_pool" if network.shortcut != "zero_pad" else "projection")
-    stages = tuple(dataclasses.replace(stage, width=max(stage.width // 4, 16)) for stage in network.stages)
-    width = min(max(network.stem_width // 4, 16), stages[0].width)
-    return dataclasses.replace(network, stages=stages, stem_width=width, name="custom", norm_groups=4)
