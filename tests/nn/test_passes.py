@@ -11,7 +11,7 @@ from torch import nn
 import skipway
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels, passes
-from skipway.nn.pools import AvgPool
+from skipway.nn.pools import AvgPool, BlurPool
 from skipway.recipes import cifar10_94
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
@@ -97,3 +97,19 @@ def test_whitening_stem_computes_the_same_with_and_without(loaded, act):
         stem(x)
     handle.remove()
     assert seen == [1]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_blur_in_bfloat16_is_that_in_float32_rounded_once(autocast):
+    x = torch.randn(2, 4, 7, 9, generator=torch.Generator().manual_seed(0))
+    x = x.bfloat16().float() if autocast else x.bfloat16()
+    exact, x = x.detach().float().requires_grad_(), x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = BlurPool()(x)
+    z = BlurPool()(exact)
+    assert z.dtype == torch.float32
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, z.bfloat16())
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    (dx,), (dz,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(z, exact, dy.float())
+    assert torch.equal(dx, dz.to(dx.dtype))

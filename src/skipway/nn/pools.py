@@ -1,5 +1,6 @@
 """What halves an image: maximum, average, binomial filter."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,9 +13,18 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2), rounded up."""
-        line = x.new_tensor([0.25, 0.5, 0.25])
-        filters = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filters, stride=2, groups=x.shape[1])
+        on_cpu = x.device.type == "cpu"
+        dtype = torch.get_autocast_dtype("cpu") if on_cpu and torch.is_autocast_enabled("cpu") else x.dtype
+        if not on_cpu or dtype != torch.bfloat16:
+            return _blurred(x)
+        with torch.autocast("cpu", enabled=False):  # the gradient in bfloat16 takes PyTorch ten times as long
+            return _blurred(x.float()).to(dtype)
+
+
+def _blurred(x: Tensor) -> Tensor:
+    line = x.new_tensor([0.25, 0.5, 0.25])
+    filters = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filters, stride=2, groups=x.shape[1])
 
 
 class AvgPool(nn.AvgPool2d):
