@@ -17,6 +17,7 @@ from skipway.data.loader import Batch
 from skipway.errors import InputError
 from skipway.run import Run
 from skipway.training.feeding import in_step
+from skipway.training.hard import UNSEEN
 from skipway.training.world import ALONE, World, is_lost
 
 FLAGS = ["--stages", "1x8", "1x8/2", "--stem-width", "8", "--workers", "0", "--epochs", "2", "--batch-size", "10"]
@@ -71,9 +72,12 @@ def test_two_processes_learn_what_one_does(photos, tmp_path, norm):
 
 
 def test_what_two_processes_say_is_said_once(photos, tmp_path):
-    done = together(2, "train", photos, "--out", tmp_path / "run", *FLAGS)
+    hard = ["--keep-hard", "0.4", "--hard-by", "last"]
+    done = together(2, "train", photos, "--out", tmp_path / "run", *FLAGS, *hard)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("best epoch") == 1
+    known = newest(tmp_path / "run")["last_losses"] < UNSEEN
+    assert known.sum() > 2 * 4 * 2  # one process learnt from so many at most: 2 of 5, in 4 batches, in 2 epochs
     assert (tmp_path / "run" / "summary.json").is_file()
     evaluated = together(1, "evaluate", tmp_path / "run", "--split", "val", "--json")
     found = json.loads(evaluated.stdout)
