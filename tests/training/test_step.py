@@ -22,7 +22,7 @@ from skipway.speed_spec import SpeedSpec
 from skipway.training import loop
 from skipway.training.assemble import assemble
 from skipway.training.checkpoint import Position
-from skipway.training.engine import choose_engine, engine_of
+from skipway.training.engine import Engine, choose_engine, engine_of
 from skipway.training.hard import UNSEEN, LastLosses, narrower
 from skipway.training.loop import Trainer
 from skipway.training.plan import Plan, make_plan
@@ -85,6 +85,25 @@ def test_no_micro_batch_is_a_leftover_of_one(photos):
     learner.network.train()
     learner._backward(*batch_of(asked(photos), 7))
     assert seen == [3, 2, 2]
+
+
+def test_what_goes_to_an_accelerator_is_pinned_and_not_waited_for():
+    calls = []
+
+    class Told:
+        device = torch.device("cpu")
+
+        def pin_memory(self) -> "Told":
+            calls.append("pinned")
+            return self
+
+        def to(self, device: torch.device, *, non_blocking: bool) -> "Told":
+            calls.append((device.type, non_blocking))
+            return self
+
+    for kind in ("cpu", "cuda"):
+        Engine(torch.device(kind), bf16=False, channels_last=True).send(Told())  # pyrefly: ignore[bad-argument-type]
+    assert calls == [("cpu", True), "pinned", ("cuda", True)]
 
 
 def test_freezing_for_some_epochs_then_everything_learns(photos, tmp_path, monkeypatch):

@@ -64,6 +64,11 @@ class Engine:
             torch.backends.cudnn.benchmark = not self.deterministic
         return network.to(self.device).to(memory_format=self.layout)
 
+    def send(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device, by way of pinned memory where the next batch can then be made meanwhile."""
+        ready = tensor.pin_memory() if self.device.type == "cuda" and tensor.device.type == "cpu" else tensor
+        return ready.to(self.device, non_blocking=True)
+
     def forward(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
         """How the network is called in training: itself, or its compiled form, which shares its weights."""
         return torch.compile(network, dynamic=False) if self.compiled else network

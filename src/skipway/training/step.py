@@ -116,15 +116,14 @@ class Learner:
             share: of the whole batch, which other processes have the rest of.
         """
         self.share = share
-        device = self.engine.device
         if self.last:
             batch = self.last.hardest(batch, self.spec.speed.keep_hard)
         pixels = augment.pixels(batch, epoch)
         size = size_at(step / self.total_steps, self.spec.speed, full=pixels.shape[-1])
-        pixels = resized(pixels, size).to(device, non_blocking=True)
+        pixels = self.engine.send(resized(pixels, size))
         inputs, targets = augment.mix(preprocess.normalise(pixels), batch, epoch)
         inputs = inputs.contiguous(memory_format=self.engine.layout)
-        targets = targets.to(device, non_blocking=True)
+        targets = self.engine.send(targets)
         if self.spec.speed.keep_hard < 1 and not self.last:
             inputs, targets = self._hard(inputs, targets, step)
         made = self.learn(inputs, targets, step)
