@@ -88,7 +88,7 @@ def test_no_micro_batch_is_a_leftover_of_one(photos):
 
 
 def test_what_goes_to_an_accelerator_is_pinned_and_not_waited_for():
-    calls = []
+    calls: list[Any] = []
 
     class Told:
         device = torch.device("cpu")
