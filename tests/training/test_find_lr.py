@@ -119,6 +119,12 @@ def test_first_loss_is_that_of_a_run(photos, tmp_path):
     assert found.losses[0] == run.steps()[0]["loss"]
 
 
+def test_nothing_rests_while_rates_are_tried(photos):
+    resting = TINY | {"speed": {"rest_stem": 0.0, "freeze_norms": 0.0}}
+    found = [skipway.find_lr(photos, settings=asked, steps=20).losses for asked in (TINY, resting)]
+    assert found[0] == found[1]
+
+
 def test_low_rates_leave_the_weights_and_rates_do_what_they_say(photos):
     still = skipway.find_lr(photos, settings=TINY, steps=20, high=1.0)
     assert still.rates[0] == pytest.approx(1e-3 * 0.1 * 8 / 128)  # the usual rate, whatever --lr says

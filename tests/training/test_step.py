@@ -242,6 +242,18 @@ def test_the_stem_rests_from_the_share_on_and_the_rest_learns(photos):
         assert (learner.network.get_parameter("stem.conv.weight").grad is None) is rests
 
 
+def test_what_was_frozen_learns_and_the_stem_then_rests(photos):
+    train = {"freeze": "backbone", "freeze_epochs": 1, "epochs": 4}
+    learner = assemble(asked(photos, speed={"rest_stem": 0.5}, **train), quiet()).learner
+    inputs, targets = batch_of(asked(photos))
+    frozen = []
+    for step in (0, learner.thaw_step, learner.total_steps // 2, learner.total_steps // 2 + 1):
+        learner.learn(inputs, targets, step)
+        frozen.append(learner.frozen)
+    assert [[part.name for part in now][-1:] for now in frozen] == [["stage2.block1"], [], ["stem"], ["stem"]]
+    assert frozen[2] is frozen[3]
+
+
 def test_what_cannot_rest_is_told(photos):
     plan = asked(photos, speed={"rest_stem": 0.5})
     learner = assemble(plan, quiet()).learner

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skipway.nn import kernels
+
 LARGEST = 8  # pixels a side of the images that go into strips
 WIDE = 1 << 18  # channels in x channels out from which the other two passes gain from strips too, at 4x4 pixels
 
@@ -113,10 +115,9 @@ def _apart(joined: Tensor, images: int, width: int) -> Tensor:
 
 def suits(x: Tensor, conv: torch.nn.Conv2d) -> bool:
     """Whether a training step of this convolution gains: small square images on the CPU, bf16, channels_last."""
-    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
     return (
         x.device.type == "cpu"
-        and half
+        and kernels.computes_in(x) == torch.bfloat16
         and x.shape[-1] <= LARGEST
         and conv.groups == 1
         and conv.bias is None

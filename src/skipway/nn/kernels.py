@@ -115,6 +115,11 @@ def used(wanted: bool) -> Iterator[None]:
         active = before
 
 
+def computes_in(x: Tensor) -> torch.dtype:
+    """What a convolution of a tensor of the CPU computes in: autocast's, or its own."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 def suits(x: Tensor) -> bool:
     """Whether the kernels can take these images: (B, C, H, W), channels_last, on the CPU, in a plain eager step."""
     return (

@@ -23,7 +23,7 @@ def suits(x: Tensor, conv: nn.Conv2d) -> bool:
         and x.device.type == "cpu"
         and x.ndim == 4
         and x.numel() > 0
-        and (x.dtype == torch.bfloat16 or _autocasts())
+        and kernels.computes_in(x) == torch.bfloat16
         and conv.kernel_size == (3, 3)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and conv.groups == 1
@@ -52,10 +52,6 @@ def fork(x: Tensor, weight: Tensor, *, pool: bool = False) -> tuple[Tensor, Tens
     """
     made, same = _Convolution.apply(x, weight.to(torch.bfloat16), pool)
     return made, same
-
-
-def _autocasts() -> bool:
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 class _Convolution(torch.autograd.Function):

@@ -13,12 +13,10 @@ class BlurPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2), rounded up."""
-        on_cpu = x.device.type == "cpu"
-        dtype = torch.get_autocast_dtype("cpu") if on_cpu and torch.is_autocast_enabled("cpu") else x.dtype
-        if not on_cpu or dtype != torch.bfloat16:
+        if x.device.type != "cpu" or kernels.computes_in(x) != torch.bfloat16:
             return _blurred(x)
         with torch.autocast("cpu", enabled=False):  # the gradient in bfloat16 takes PyTorch ten times as long
-            return _blurred(x.float()).to(dtype)
+            return _blurred(x.float()).bfloat16()
 
 
 def _blurred(x: Tensor) -> Tensor:

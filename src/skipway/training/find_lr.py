@@ -151,7 +151,7 @@ def _train(plan: Plan, rates: Sequence[float], progress: Progress) -> tuple[list
     """The losses at the rates, until they diverge; and whether they did."""
     epochs = -(-len(rates) // plan.steps_per_epoch)
     train = replace(plan.spec.train, lr=1.0, epochs=epochs, ema_decay=0.0, warmup_epochs=0.0)
-    speed = replace(plan.spec.speed, compile="off", start_size=0, freeze_norms=1.0)
+    speed = replace(plan.spec.speed, compile="off", start_size=0, freeze_norms=1.0, rest_stem=1.0)
     spec = replace(plan.spec, train=train, speed=speed)
     plan = replace(plan, spec=spec)
     parts = assemble(plan, Console(stderr=True))

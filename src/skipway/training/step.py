@@ -215,23 +215,21 @@ class Learner:
         for p in self.resting:
             p.requires_grad_(not resting)
 
-    def _rest_stem(self) -> None:
-        """Freeze the first part, as the first one of progressive freezing (Brock et al. 2017, arXiv:1706.04983)."""
-        if not self.frozen:
-            self.frozen = freeze(self.network, parts(self.network)[0].name)
-            if self.world.size > 1:
-                self.use(self.engine)
-
     def _set_modes(self, step: int) -> None:
-        """Training mode; evaluation mode for what is frozen."""
+        """Training mode; evaluation mode for what is frozen, which may change.
+
+        The stem alone rests from `rest_stem` on, the first part of progressive freezing (Brock et al. 2017,
+        arXiv:1706.04983).
+        """
         self.network.train()
-        if self.thaw_step and step >= self.thaw_step and self.frozen:
+        before = self.frozen
+        if self.thaw_step and step >= self.thaw_step and self.resting:
             self._rest(False)
-            self.frozen = []
-            if self.world.size > 1:
-                self.use(self.engine)  # whose gradients are averaged is settled there
-        if step >= self.spec.speed.rest_stem * self.total_steps:
-            self._rest_stem()
+            self.frozen, self.resting = [], []
+        if step >= self.spec.speed.rest_stem * self.total_steps and not self.frozen:
+            self.frozen = freeze(self.network, parts(self.network)[0].name)
+        if self.frozen is not before and self.world.size > 1:
+            self.use(self.engine)  # whose gradients are averaged is settled there
         if step >= self.spec.speed.freeze_norms * self.total_steps:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
