@@ -52,6 +52,8 @@ SHORT: dict[str, tuple[str, list[str]]] = {
     "demo": ("fashion-sample", ["--epochs", "2"]),
     "tutorial": ("fashion-sample", ["--epochs", "2"]),
     "fashion-fast": ("fashion-sample", ["--epochs", "2"]),
+    "cifar10-96": ("cifar10", ["--epochs", "1", "--tta", "none"]),  # six views in fp32 take minutes; cifar10-94 has them
+    "cifar100-fast": ("cifar10", ["--epochs", "1", "--tta", "none"]),
     "photos": ("hymenoptera_data", ["--epochs", "3"]),
     "photos-finetune": ("hymenoptera_data", ["--epochs", "3", "--freeze-epochs", "1", "--weights", "given.pth"]),
     "imagenet-resnet50": ("hymenoptera_data", ["--epochs", "3", "--batch-size", "32", "--lr", "0.05"]),
