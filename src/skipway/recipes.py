@@ -101,10 +101,10 @@ def cifar10_94() -> RunSpec:
         data=DataSpec(path="cifar10", val_fraction=0.02),
         augment=AugmentSpec(pad_crop=1 / 16, pad_mode="reflect", flip_mode="alternate"),
         train=TrainSpec(
-            epochs=17,
+            epochs=16,
             batch_size=1000,
             optimizer="muon",
-            lr=0.24,
+            lr=0.16,
             bias_lr=220.0,
             head_lr=11.0,
             momentum=0.85,
