@@ -9,7 +9,8 @@ time of all epochs, their validation included; opening the images, whitening and
 published recipe without skips, tuned by hand for this kind of machine, takes T C = 776: a run counts as T C / 776.
 
 Each run is a folder that is not run again: cut off, the same command goes on. The first form scores the test split, of
-settings that were chosen on validation; the second one, which compares, never does. --write puts the table into
+settings that were chosen on validation; the second one, which compares variants of cifar10-94 (and recipes made of it),
+never does. --write puts the table into
 results.md in place of its section there.
 """
 

@@ -199,6 +199,12 @@ def test_proxy_of_anothers_network_is_refused(photos):
         assemble(plan, quiet())
 
 
+@pytest.mark.parametrize(("share", "told"), [(0.5, True), (1.0, False)])
+def test_figures_of_hard_images_are_told_as_theirs(photos, share, told):
+    plan = asked(photos, speed={"keep_hard": share})
+    assert any("50% of each batch with the largest loss; train's figures are of it" in n for n in plan.notes) is told
+
+
 @pytest.mark.parametrize("name", ["cifar10-94", "cifar10-96", "he2015"])
 def test_recipes_networks_have_narrower_ones(name):
     spec = RECIPES[name]().network

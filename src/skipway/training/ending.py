@@ -93,7 +93,9 @@ def draw_curves(trainer: "Trainer") -> None:
     """curves.png, once there is an epoch to draw."""
     metrics = trainer.run.metrics()
     if metrics:
-        title = f"{trainer.spec.network.name} on {trainer.spec.data.path}"
+        title, kept = f"{trainer.spec.network.name} on {trainer.spec.data.path}", trainer.spec.speed.keep_hard
+        if kept < 1:
+            title += f" (train: the {kept:.0%} of each batch with the largest loss)"
         try:
             picture = curves(metrics, trainer.run.steps(), title, trainer.task)
         except (KeyError, TypeError) as error:

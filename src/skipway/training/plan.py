@@ -79,6 +79,9 @@ def make_plan(asked: RunSpec, *, open_given: bool = True) -> Plan:
     device = choose_device(asked.train.device)
     train, loss_note = settle_loss(asked.train, asked.data.path, multilabel=several, num_classes=len(source.classes))
     train, train_notes = _settle_train(train, len(splits.train), device)
+    kept = asked.speed.keep_hard
+    if kept < 1:
+        train_notes.append(f"learns from the {kept:.0%} of each batch with the largest loss; train's figures are of it")
     spec = dataclasses.replace(asked, data=data, network=network, train=train)
     return Plan(spec, source, splits, device, (*notes, loss_note, *train_notes), given)
 
