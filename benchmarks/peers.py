@@ -1,7 +1,7 @@
 """Training with skipway beside its peers: images a second and peak memory, each contender in a process of its own.
 
     python benchmarks/peers.py [--workload resnet18-32|resnet50-224] [--rounds 5] [--seconds 60] [--only NAME ...]
-        [--device cpu|cuda] [--write]
+        [--device cpu|cuda] [--warm] [--write]
 
 resnet18-32: the 3x3 stem without a pool, batches of 256, 2,048 random images of 32 pixels in memory (.npz).
 resnet50-224: batches of 32 at 224 pixels, 512 random JPEG files of 313 by 268 pixels in class folders.
@@ -9,8 +9,9 @@ resnet50-224: batches of 32 at 224 pixels, 512 random JPEG files of 313 by 268 p
 Peers: plain PyTorch loops over timm's and torchvision's network, Lightning's Trainer, fastai's Learner, each with its
 defaults and again hand-tuned (contenders.py says how). skipway comes as `skipway.train` does. The order turns round
 with each round; before a round the machine must be idle, else it is waited for, then warned about. Warm-up is left out
-of the speed: start-up is from the start of the process, with imports, reading and compilation (caches are empty), to
-the first step that counts. Memory is the process's peak resident set and what its children hold for themselves.
+of the speed: start-up is from the start of the process, with imports, reading and compilation, to the first step that
+counts. Caches are empty, but with --warm, which keeps what a contender compiled for its later rounds. Memory is the
+process's peak resident set and what its children hold for themselves.
 --write puts the table into results.md in place of its section there.
 """
 
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, help="another batch size than the workload's")
     parser.add_argument("--images", type=int, help="another number of training images")
+    parser.add_argument("--warm", action="store_true", help="keep compiled code between rounds")
     parser.add_argument("--write", action="store_true", help="into results.md")
     options = parser.parse_args()
     workload = WORKLOADS[options.workload]
@@ -81,8 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = write_images(Path(scratch), workload.size, images, VALIDATION)
         job = Job(workload.network, workload.size, batch, data, options.seconds, options.device, 0.0)
-        rounds, busy = run_rounds(names, job, options.rounds)
-    text = report(options.workload, job, rounds, busy)
+        rounds, busy = run_rounds(names, job, options.rounds, Path(scratch) if options.warm else None)
+    text = report(f"python benchmarks/peers.py {' '.join(sys.argv[1:])}", job, rounds, busy)
     print(f"\n{text}")
     if options.write:
         heading = f"## Training beside its peers: {options.workload}" + (
@@ -100,7 +102,7 @@ def present(name: str) -> bool:
     return False
 
 
-def run_rounds(names: Sequence[str], job: Job, number: int) -> tuple[Rounds, list[float]]:
+def run_rounds(names: Sequence[str], job: Job, number: int, caches: Path | None) -> tuple[Rounds, list[float]]:
     """What each contender did in each round, and how busy the machine was before it. One that fails drops out."""
     rounds: Rounds = []
     busy = []
@@ -109,7 +111,7 @@ def run_rounds(names: Sequence[str], job: Job, number: int) -> tuple[Rounds, lis
         busy.append(wait_until_idle())
         rounds.append({})
         for name in names[:: 1 if i % 2 == 0 else -1]:
-            outcome = run(name, job)
+            outcome = run(name, job, caches)
             if outcome is None:
                 names.remove(name)
                 continue
@@ -123,11 +125,14 @@ def run_rounds(names: Sequence[str], job: Job, number: int) -> tuple[Rounds, lis
     return [{name: row[name] for name in CONTENDERS if name in names} for row in rounds], busy
 
 
-def run(name: str, job: Job) -> Outcome | None:
+def run(name: str, job: Job, caches: Path | None) -> Outcome | None:
     """One contender in a process of its own; None, and its last line, where it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(CLEAN)}
-        environment |= {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/compiled", "SKIPWAY_CACHE": f"{scratch}/cache"}
+        environment |= {
+            "TORCHINDUCTOR_CACHE_DIR": f"{caches / name if caches else scratch}/compiled",
+            "SKIPWAY_CACHE": f"{scratch}/cache",
+        }
         if name.endswith("-tuned"):
             environment |= ALLOCATOR
         told = asdict(job) | {"born": time.time()}
@@ -171,13 +176,12 @@ def busy_share(seconds: float = 2.0) -> float:
     return 1 - (after[1] - before[1]) / max(after[0] - before[0], 1)
 
 
-def report(workload: str, job: Job, rounds: Rounds, busy: Sequence[float]) -> str:
+def report(command: str, job: Job, rounds: Rounds, busy: Sequence[float]) -> str:
     """The section of results.md: how, a table, the ratios."""
     columns = {name: [row[name] for row in rounds] for name in rounds[0]}
     threads = {outcome.threads for outcomes in columns.values() for outcome in outcomes}
-    command = f"`python benchmarks/peers.py --workload {workload} --rounds {len(rounds)} --seconds {job.seconds:g}`"
     lines = [
-        f"{command} ({datetime.date.today()}; {device_name(choose_device(job.device))}, {os.cpu_count()} cores, "
+        f"`{command}` ({datetime.date.today()}; {device_name(choose_device(job.device))}, {os.cpu_count()} cores, "
         f"{'/'.join(map(str, sorted(threads)))} threads; {versions()}; batches of {job.batch} at {job.size} pixels; "
         f"n = {len(rounds)} rounds of {job.seconds:g} s each that alternate; other programs took "
         f"{spread([100 * share for share in busy])}% of the processors before a round; medians, in brackets the "

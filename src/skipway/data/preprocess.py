@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skipway import randomness
 from skipway.data.images.reading import PHOTO, Reading
+from skipway.data.sending import sent
 from skipway.data.source import Source
 from skipway.data_spec import DataSpec
 from skipway.errors import InputError, for_example
@@ -75,8 +76,8 @@ class Preprocess:
     def normalise(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> float32 in the same memory format, mean 0 and deviation 1 over the train split."""
         white = 255.0 if images.dtype == torch.uint8 else 1.0
-        mean = white * torch.tensor(self.mean, device=images.device)
-        scale = 1 / (white * torch.tensor(self.std, device=images.device))
+        mean = sent(white * torch.tensor(self.mean), images.device)
+        scale = sent(1 / (white * torch.tensor(self.std)), images.device)
         if images.is_contiguous(memory_format=torch.channels_last):  # whole rows at once: three times as fast
             batch, channels, height, width = images.shape
             rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).to(torch.float32, copy=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from skipway.data.sending import sent
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels
@@ -61,17 +62,29 @@ class Engine:
         else:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not be
             torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+            # a help in finding bugs, which writes all memory once more
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore[missing-attribute]
             torch.backends.cudnn.benchmark = not self.deterministic
         return network.to(self.device).to(memory_format=self.layout)
 
     def send(self, tensor: Tensor) -> Tensor:
-        """A tensor on the device, by way of pinned memory where the next batch can then be made meanwhile."""
-        ready = tensor.pin_memory() if self.device.type == "cuda" and tensor.device.type == "cpu" else tensor
-        return ready.to(self.device, non_blocking=True)
+        """A tensor on the device."""
+        return sent(tensor, self.device)
 
-    def forward(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
-        """How the network is called in training: itself, or its compiled form, which shares its weights."""
-        return torch.compile(network, dynamic=False) if self.compiled else network
+    def forward(self, network: nn.Module, *, alone: bool) -> Callable[[Tensor], Tensor]:
+        """How the network is called in training: itself, or its compiled form, which shares its weights.
+
+        A CUDA device that has the whole batch at once replays a graph of all kernels, which costs next to nothing on
+        the CPU: launched one by one, those of small images take longer to launch than to run.
+
+        Args:
+            network: what computes.
+            alone: whether no other process has a part of the batch.
+        """
+        if not self.compiled:
+            return network
+        replayed = self.device.type == "cuda" and alone and not self.micro_batch
+        return torch.compile(network, dynamic=False, mode="reduce-overhead" if replayed else None)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -85,7 +98,7 @@ class Engine:
 
 
 KEPT = ("compiled", "kernels", "micro_batch", "threads")
-COMPILE_PAYS = 2e17  # FLOPs of a run on an accelerator from which compiling it, about a minute, is worth it
+COMPILE_PAYS = 1e16  # FLOPs of a run on an accelerator from which compiling it, about a minute, is worth it
 FILLS = 0.6  # share of the memory that a step's activations may take
 ITSELF = 700 << 20  # bytes of a process that has imported everything
 

@@ -1,5 +1,6 @@
 """Progressive resizing: smaller images early in the run, which cost less, and full size at its end."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,4 +31,7 @@ def resized(pixels: Tensor, size: int) -> Tensor:
     """(B, C, S, S) uint8 or float -> (B, C, size, size), antialiased; the same tensor where it has that size."""
     if pixels.shape[-1] == size:
         return pixels
-    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    if pixels.device.type == "cpu" or pixels.dtype != torch.uint8:
+        return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    made = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True)
+    return made.round_().to(torch.uint8)  # a mean of pixels stays within 0 to 255

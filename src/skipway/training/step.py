@@ -118,6 +118,8 @@ class Learner:
         self.share = share
         if self.last:
             batch = self.last.hardest(batch, self.spec.speed.keep_hard)
+        if augment.runs_on(self.engine.device):
+            batch = dataclasses.replace(batch, images=self.engine.send(batch.images))
         pixels = augment.pixels(batch, epoch)
         size = size_at(step / self.total_steps, self.spec.speed, full=pixels.shape[-1])
         pixels = self.engine.send(resized(pixels, size))
@@ -194,7 +196,7 @@ class Learner:
         all_used = isinstance(network, NetworkSpec) and not (network.drop_path and network.drop_path_by == "batch")
         own = is_sharded(self.network)  # which averages gradients by itself
         self.parallel = self.network if own else self.world.wrapped(self.network, all_used=all_used)
-        self.engine, self.forward = engine, engine.forward(self.parallel)
+        self.engine, self.forward = engine, engine.forward(self.parallel, alone=self.world.size == 1)
         if self.proxy:
             self.proxy.use(engine)
 

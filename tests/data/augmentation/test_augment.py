@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as T
 import skipway as package
 from skipway.data.augmentation import colour
 from skipway.data.augmentation.augment import Augment, unnormalised
-from skipway.data.augmentation.crop import LARGER, TRIES, boxes, flip, pad_and_crop, resized_crop, source_size
+from skipway.data.augmentation.crop import LARGER, TRIES, boxes, flip, gathered, pad_and_crop, resized_crop, source_size
 from skipway.data.augmentation.mixing import beta
 from skipway.data.augmentation.randaugment import NAMES, RANDAUGMENT, TRIVIALAUGMENT, Ranges, apply, trivialaugment
 from skipway.data.augmentation.transforms import make_transform
@@ -167,6 +167,9 @@ def test_windows_are_those_of_torchs_padding(num, size, channels, deep, reflect,
     start = torch.tensor([[data.draw(st.integers(0, 2 * pad)) for _ in range(2)] for _ in range(num)])
     flips = torch.tensor([data.draw(st.booleans()) for _ in range(num)])
     got = pad_and_crop(images, start, pad=pad, mode="reflect" if reflect else "zero", flips=flips)
+    as_on_an_accelerator = gathered(images, start, pad=pad, mode="reflect" if reflect else "zero", flips=flips)
+    assert as_on_an_accelerator.dtype == images.dtype
+    assert torch.equal(as_on_an_accelerator, got)
     for i, image in enumerate(images):
         black = image.min().item() if deep else 0
         around, whole = (pad,) * 4, image.float()

@@ -17,6 +17,7 @@ from skipway.data.augmentation.randaugment import randaugment, trivialaugment
 from skipway.data.augmentation.transforms import Transforms
 from skipway.data.loader import Batch
 from skipway.data.preprocess import Preprocess
+from skipway.data.sending import sent
 from skipway.data_spec import AugmentSpec
 from skipway.errors import InputError
 
@@ -46,6 +47,14 @@ class Augment:
         self.transforms = Transforms(spec.transforms)
         self.transforms.check((preprocess.channels, self.image_size, self.image_size), preprocess.dtype)
 
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether pixels are best changed on that device.
+
+        What handles images one by one, or sorts them by what was drawn, would wait for an accelerator at each turn.
+        """
+        spec = self.spec
+        return device.type == "cpu" or not (spec.randaugment or spec.trivialaugment or spec.transforms)
+
     def draw(self, indices: Tensor, epoch: int, stream: str, num: int = 1) -> Tensor:
         """(B,) sample ids -> (B, num) uniform numbers of this epoch."""
         return randomness.uniform(indices, seed=self.seed, epoch=epoch, stream=stream, num=num)
@@ -54,7 +63,8 @@ class Augment:
         """Everything that happens before normalisation.
 
         Args:
-            batch: its images may be larger than the network's size where random crops are on (`source_size`).
+            batch: its images may be larger than the network's size where random crops are on (`source_size`); they
+                alone may be on an accelerator.
             epoch: the epoch.
 
         Returns:
@@ -68,7 +78,7 @@ class Augment:
         if spec.trivialaugment:
             images = trivialaugment(images, self.draw(indices, epoch, "trivialaugment", 3))
         if spec.color_jitter:
-            draws = self.draw(indices, epoch, "color jitter", 3)
+            draws = sent(self.draw(indices, epoch, "color jitter", 3), images.device)
             images = jitter(images, 1 + spec.color_jitter * (2 * draws - 1))
         if spec.transforms:
             seeds = (self.draw(indices, epoch, "transforms")[:, 0] * 2**32).long()
@@ -99,15 +109,15 @@ class Augment:
     def _flip_and_crop(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """(B, C, H, W) -> (B, C, S, S)."""
         u = self.draw(indices, epoch, "crop", 3)  # (B, 3): top, left, flip
-        flips = self._flips(u[:, 2], indices, epoch) if self.spec.flip else None
+        flips = sent(self._flips(u[:, 2], indices, epoch), images.device) if self.spec.flip else None
         if self.spec.random_resized_crop:
             draws = self.draw(indices, epoch, "resized crop", 2 * TRIES + 2)
             box = boxes(draws, self.spec.random_resized_crop, images.shape[-1])
-            return resized_crop(images, box, self.image_size, flips)
+            return resized_crop(images, sent(box, images.device), self.image_size, flips)
         pad = int(images.shape[-1] * self.spec.pad_crop + 0.5)
         if pad:
             start = (u[:, :2] * (2 * pad + 1)).long()  # (B, 2) in 0 .. 2 pad
-            return pad_and_crop(images, start, pad=pad, mode=self.spec.pad_mode, flips=flips)
+            return pad_and_crop(images, sent(start, images.device), pad=pad, mode=self.spec.pad_mode, flips=flips)
         return images if flips is None else flip(images, flips)
 
     def _flips(self, u: Tensor, indices: Tensor, epoch: int) -> Tensor:

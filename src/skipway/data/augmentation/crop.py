@@ -3,6 +3,8 @@
 Windows are gathered row by row: in a batch whose channels lie side by side, a row of a window is one piece of memory.
 Random resized crops are two matrix products, over rows and over columns, with weights of each sample's own. Their
 numbers are whole ones, so that sums are exact and the bits depend on no batch size and no order of summation.
+
+Images on an accelerator are cut there, all in one gather. What was drawn for them comes from the CPU.
 """
 
 import numpy as np
@@ -42,6 +44,10 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
     Returns:
         (B, C, H, W), new, channels_last in memory.
     """
+    if images.device.type != "cpu":
+        return torch.where(flips[:, None, None, None], images.flip(-1), images).contiguous(
+            memory_format=torch.channels_last
+        )
     return _flip_in_place(images.clone(memory_format=torch.channels_last), flips)
 
 
@@ -71,6 +77,8 @@ def pad_and_crop(images: Tensor, start: Tensor, *, pad: int, mode: str, flips: T
     Returns:
         (B, C, S, S), channels_last in memory.
     """
+    if images.device.type != "cpu":
+        return gathered(images, start, pad=pad, mode=mode, flips=flips)
     num, channels, size = images.shape[:3]
     padded = _padded(images, pad, mode)  # (B, P, P, C)
     side, pixel = padded.shape[1], channels * padded.itemsize
@@ -82,12 +90,32 @@ def pad_and_crop(images: Tensor, start: Tensor, *, pad: int, mode: str, flips: T
     return out if flips is None else _flip_in_place(out, flips)
 
 
+def gathered(images: Tensor, start: Tensor, *, pad: int, mode: str, flips: Tensor | None = None) -> Tensor:
+    """`pad_and_crop` as one gather: each pixel of each window is asked for by itself."""
+    size, device = images.shape[-1], images.device
+    places = start[:, :, None] + torch.arange(-pad, size - pad, device=device)  # (B, 2, S)
+    lines, across = places[:, 0, :, None], places[:, 1, None]  # (B, S, 1), (B, 1, S)
+    across = across if flips is None else torch.where(flips[:, None, None], across.flip(2), across)
+    number = torch.arange(len(images), device=device)[:, None, None]
+    picked = images.permute(0, 2, 3, 1)[number, _reflected(lines, size), _reflected(across, size)]  # (B, S, S, C)
+    if mode == "zero":
+        inside = (lines >= 0) & (lines < size) & (across >= 0) & (across < size)
+        black = 0 if images.dtype == torch.uint8 else images.amin((1, 2, 3)).view(-1, 1, 1, 1)
+        picked = torch.where(inside[..., None], picked, black)
+    return picked.permute(0, 3, 1, 2)
+
+
+def _reflected(place: Tensor, size: int) -> Tensor:
+    """Positions beyond an image's edges -> those in it that they mirror."""
+    place = size - 1 - (size - 1 - place.abs()).abs()
+    return place.clamp(0, size - 1)  # a single pixel has no neighbours
+
+
 def _padded(images: Tensor, pad: int, mode: str) -> np.ndarray:
     """(B, C, S, S) -> (B, S + 2 pad, S + 2 pad, C)."""
     num, channels, size = images.shape[:3]
     if mode == "reflect":
-        place = torch.arange(-pad, size + pad).abs()
-        place = (size - 1 - (size - 1 - place).abs()).clamp(0, size - 1)  # clamp: a single pixel has no neighbours
+        place = _reflected(torch.arange(-pad, size + pad), size)
         images = images.permute(0, 2, 3, 1)
         return images.index_select(1, place).index_select(2, place).contiguous().numpy()
     pixels = images.numpy()
@@ -174,8 +202,10 @@ def _filter(start: Tensor, length: Tensor, size_in: int, size_out: int, total: i
     """
     scale = (length / size_out).view(-1, 1, 1)
     wide = 1 / scale.clamp(min=1)
-    centre = start.view(-1, 1, 1) + (torch.arange(size_out) + 0.5).view(1, -1, 1) * scale  # (B, size_out, 1)
-    pixel = (torch.arange(size_in) + 0.5).view(1, 1, -1)
+    centre = (
+        start.view(-1, 1, 1) + (torch.arange(size_out, device=start.device) + 0.5).view(1, -1, 1) * scale
+    )  # (B, size_out, 1)
+    pixel = (torch.arange(size_in, device=start.device) + 0.5).view(1, 1, -1)
     weights = (pixel * wide - centre * wide).abs_().neg_().add_(1).clamp_(min=0)
     begin, end = start.view(-1, 1, 1), (start + length).view(-1, 1, 1)
     weights *= (pixel > begin) & (pixel < end)

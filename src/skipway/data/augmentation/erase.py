@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from skipway.data.sending import sent
+
 
 def erase(inputs: Tensor, draws: Tensor, rate: float) -> Tensor:
     """A rectangle of some images becomes the mean (Zhong et al. 2017, arXiv:1708.04896, alg. 1; theirs is random).
@@ -19,7 +21,7 @@ def erase(inputs: Tensor, draws: Tensor, rate: float) -> Tensor:
     Returns:
         (B, C, S, S).
     """
-    size, u = inputs.shape[-1], draws.to(inputs.device)
+    size, u = inputs.shape[-1], sent(draws, inputs.device)
     area = (0.02 + u[:, 1] * 0.31) * size * size
     ratio = torch.exp(math.log(0.3) + u[:, 2] * math.log(3.3 / 0.3))
     height, width = (area * ratio).sqrt().clamp(1, size), (area / ratio).sqrt().clamp(1, size)
@@ -44,7 +46,7 @@ def cutout(inputs: Tensor, draws: Tensor, share: float) -> Tensor:
     """
     size = inputs.shape[-1]
     half = max(round(share * size), 1) / 2
-    y, x = (draws.to(inputs.device) * size).T
+    y, x = (sent(draws, inputs.device) * size).T
     return inputs.masked_fill(box(y - half, x - half, y + half, x + half, size), 0.0)
 
 

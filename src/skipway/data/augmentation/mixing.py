@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.data.augmentation.erase import box
+from skipway.data.sending import sent
 
 
 def mix(inputs: Tensor, targets: Tensor, draws: Tensor, *, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
@@ -24,7 +25,7 @@ def mix(inputs: Tensor, targets: Tensor, draws: Tensor, *, mixup: float, cutmix:
     Returns:
         Inputs and targets of the same shapes.
     """
-    size, device, u = inputs.shape[-1], inputs.device, draws
+    size, u = inputs.shape[-1], draws
     cut = u[:, 0] < 0.5 if mixup and cutmix else torch.full((len(u),), cutmix > 0)
     keep = torch.where(cut, beta(u[:, 1], cutmix), beta(u[:, 1], mixup))
     half = size * (1 - keep).sqrt() / 2
@@ -32,10 +33,11 @@ def mix(inputs: Tensor, targets: Tensor, draws: Tensor, *, mixup: float, cutmix:
     low_x, high_x = (u[:, 3] * size - half).clamp(min=0), (u[:, 3] * size + half).clamp(max=size)
     inside = box(low_y, low_x, high_y, high_x, size)  # (B, 1, S, S)
     pasted = inside.double().mean((1, 2, 3))
-    keep = torch.where(cut, 1 - pasted, keep).float().to(device)
-    weight = torch.where(cut.to(device)[:, None, None, None], (~inside.to(device)).float(), keep.view(-1, 1, 1, 1))
+    keep = torch.where(cut, 1 - pasted, keep).float()
+    weight = torch.where(cut[:, None, None, None], (~inside).float(), keep.view(-1, 1, 1, 1))
+    weight, keep = sent(weight, inputs.device), sent(keep, targets.device)
     inputs = inputs * weight + inputs.roll(1, 0) * (1 - weight)
-    share = keep.to(targets.device)[:, None]
+    share = keep[:, None]
     return inputs, targets * share + targets.roll(1, 0) * (1 - share)
 
 

@@ -1,0 +1,14 @@
+"""From the CPU to where a network is."""
+
+import torch
+from torch import Tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device.
+
+    From the CPU to CUDA it goes by way of pinned memory, so that nothing waits: the next batch can be made meanwhile.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
