@@ -36,7 +36,8 @@ from contenders import CONTENDERS, Outcome
 from peers_data import Job, write_images
 from results_page import put_section
 
-from skipway.training.machine import choose_device, device_name
+from skipway.device import choose_device
+from skipway.training.machine import device_name
 
 HERE = Path(__file__).parent
 NEEDS = ("timm", "lightning", "fastai")

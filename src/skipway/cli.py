@@ -46,6 +46,7 @@ def evaluate(
     *,
     split: str | None = None,
     tta: str | None = None,
+    device: str = "auto",
     json: bool = False,
     trust_code: TrustCode = False,
 ) -> int:
@@ -67,13 +68,15 @@ def evaluate(
         train, val, test or all. Default: test where there is one, else val, else all.
     tta
         Also score with views averaged: flip or flip_shift; none: only plain. Default: as the run was trained.
+    device
+        Where to compute: cpu, cuda, cuda:1, mps. Default: the accelerator where there is one.
     json
         Print one JSON object.
     """
     from skipway.evaluation.evaluate import evaluate as score_run
 
     with console.status("scoring"):
-        result = score_run(run, data, split=split, tta=tta, trust_code=trust_code)
+        result = score_run(run, data, split=split, tta=tta, device=device, trust_code=trust_code)
     print_json(dataclasses.asdict(result)) if json else console.print(tables.evaluation(result))
     _say_bad(result.bad_files)
     return DONE

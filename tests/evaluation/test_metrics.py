@@ -172,6 +172,8 @@ def test_evaluate_scores_the_runs_own_splits(trained):
     }  # fmt: skip
     with pytest.raises(InputError, match="has no split 'test'; it has"):
         skipway.evaluate(trained, split="test")
+    with pytest.raises(InputError, match="device 'tpu' is not to be had here"):
+        skipway.evaluate(trained, device="tpu")
 
 
 def test_evaluate_maps_classes_of_other_data_by_name(trained, tmp_path):

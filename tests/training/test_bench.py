@@ -133,6 +133,15 @@ def test_timed_leaves_the_warm_up_out():
     assert len(calls) == 3 + len(result.steps)
 
 
+def test_steps_of_an_accelerator_are_not_waited_for_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    did: list[str] = []
+    monkeypatch.setattr("skipway.training.stopwatch.synchronise", lambda _: did.append("wait"))
+    result = timed(lambda: did.append("step"), torch.device("meta"), 0.0)
+    assert did == ["step"] * 3 + ["wait"] + ["step"] * 10 + ["wait"]
+    assert len(result.steps) == 10
+    assert len(set(result.steps)) == 1
+
+
 def test_parts_make_a_step(found: Bench):
     assert list(found.parts_ms) == ["input", "forward", "backward", "update"]
     assert all(part > 0 for part in found.parts_ms.values())

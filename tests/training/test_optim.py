@@ -11,11 +11,12 @@ from torch import nn
 
 import skipway
 from skipway.data_spec import DataSpec
+from skipway.device import choose_device
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.spec import RunSpec, TrainSpec
 from skipway.training.loss import cross_entropy, num_right
-from skipway.training.machine import choose_device, computes_bf16, keep_freed_memory
+from skipway.training.machine import computes_bf16, keep_freed_memory
 from skipway.training.optim import Average, make_optimizer, schedule, set_lr
 from skipway.training.plan import make_plan
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import skipway
 from skipway.compose import compose
+from skipway.data_spec import AugmentSpec
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn import kernels
@@ -97,13 +98,25 @@ def test_what_goes_to_an_accelerator_is_pinned_and_not_waited_for():
             calls.append("pinned")
             return self
 
-        def to(self, device: torch.device, *, non_blocking: bool) -> "Told":
+        def to(self, device: torch.device, *, non_blocking: bool = False) -> "Told":
             calls.append((device.type, non_blocking))
             return self
 
     for kind in ("cpu", "cuda"):
         Engine(torch.device(kind), bf16=False, channels_last=True).send(Told())  # pyrefly: ignore[bad-argument-type]
-    assert calls == [("cpu", True), "pinned", ("cuda", True)]
+    assert calls == [("cpu", False), "pinned", ("cuda", True)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "there"),
+    [({}, True), ({"random_resized_crop": 0.3, "color_jitter": 0.1, "cutmix": 1.0}, True), ({"randaugment": 1}, False),
+     ({"trivialaugment": True}, False), ({"transforms": ("GaussianBlur(3)",)}, False)],
+)  # fmt: skip
+def test_images_are_cut_on_cuda_where_nothing_has_to_wait_for_it(photos, changes, there):
+    plan = asked(photos)
+    augment = assemble(replace(plan, spec=replace(plan.spec, augment=AugmentSpec(**changes))), quiet()).augment
+    assert augment.runs_on(torch.device("cuda")) is there
+    assert not augment.runs_on(torch.device("cpu"))
 
 
 def test_freezing_for_some_epochs_then_everything_learns(photos, tmp_path, monkeypatch):
@@ -286,6 +299,8 @@ def test_resized_images_keep_means_and_dtype():
     assert small.dtype == torch.uint8
     assert abs(small.float().mean() - pixels.float().mean()) < 2
     assert resized(pixels, 32) is pixels
+    elsewhere = resized(pixels.to("meta"), 16)  # no accelerator resizes whole numbers
+    assert (elsewhere.shape, elsewhere.dtype) == (small.shape, torch.uint8)
 
 
 def test_growing_images_reach_the_network(photos, tmp_path, monkeypatch):
@@ -346,6 +361,18 @@ def test_kernels_asked_for_that_cannot_be_had_are_refused(photos, monkeypatch):
     assert any("no C++ compiler" in note for note in said)
     with pytest.raises(InputError, match=r"speed.kernels on.*no C\+\+ compiler"):
         choose_engine(asked(photos, speed={"kernels": "on"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone", "micro", "mode"),
+    [("cuda", True, 0, "reduce-overhead"), ("cuda", False, 0, None), ("cuda", True, 8, None), ("cpu", True, 0, None)],
+)
+def test_compiled_steps_of_whole_batches_are_replayed_on_one_cuda_device(kind, alone, micro, mode, monkeypatch):
+    modes: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic, mode: modes.append(mode))
+    engine = Engine(torch.device(kind), bf16=True, channels_last=True, compiled=True, micro_batch=micro)
+    engine.forward(torch.nn.Identity(), alone=alone)
+    assert modes == [mode]
 
 
 def test_compiled_network_shares_its_weights(photos, monkeypatch):

@@ -10,5 +10,5 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     From the CPU to CUDA it goes by way of pinned memory, so that nothing waits: the next batch can be made meanwhile.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

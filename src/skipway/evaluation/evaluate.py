@@ -4,10 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from skipway.data.loader import make_loader
+from skipway.device import choose_device
 from skipway.errors import InputError
 from skipway.evaluation.labels import LabelReport, LabelScores
 from skipway.evaluation.metrics import BinaryReport, Scores
@@ -69,6 +69,7 @@ def evaluate(
     *,
     split: str | None = None,
     tta: str | None = None,
+    device: str = "auto",
     trust_code: bool = False,
 ) -> Evaluation:
     """Score the best network of a run, in fp32.
@@ -79,17 +80,19 @@ def evaluate(
         split: "train", "val", "test" or "all"; default: test where there is one, else val, else all.
         tta: also score with test-time augmentation: "flip" or "flip_shift", or "none"; default: as the run's spec
             says.
+        device: where to compute: auto (the accelerator where there is one), cpu, cuda, cuda:1, mps.
         trust_code: run the code that makes the network, where that is neither skipway's nor a library's.
 
     Returns:
         An Evaluation.
 
     Raises:
-        InputError: no such run, data, split or views, classes that the network does not know, or one label an image
-            where it was trained on several, or the other way round.
+        InputError: no such run, data, split, views or device, classes that the network does not know, or one label an
+            image where it was trained on several, or the other way round.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
     check_tta("none" if tta is None else tta)
+    where = choose_device(device, "device")
     model = load_model(folder, trust_code=trust_code)
     spec = data_spec_of(model.spec.data, folder, data)
     source = open_data(spec, own=data is None)
@@ -100,7 +103,7 @@ def evaluate(
     places = match_classes(source.classes, model.classes, spec.path)
     check_kind(source, model, spec.path)
     loader = make_loader(source, model.preprocess, spec)
-    size = at_once(model.preprocess.image_size, torch.device("cpu"))
+    size = at_once(model.preprocess.image_size, where)
     batches = loader.batches(parts[chosen], size)
     network, task = model.network, task_of(model)
     if isinstance(task, ManyLabels):  # of all labels the data's, in its order
@@ -109,7 +112,7 @@ def evaluate(
     else:
         batches = (dataclasses.replace(batch, labels=places[batch.labels]) for batch in batches)
     kind = model.spec.train.tta if tta is None else tta
-    scores, averaged = score_with_tta(network, batches, model.preprocess, task=task, tta=kind)
+    scores, averaged = score_with_tta(network.to(where), batches, model.preprocess, task=task, tta=kind)
     classes = source.classes if isinstance(task, ManyLabels) else model.classes
     result = _evaluation(scores, classes, data=spec.path, split=chosen, bad=loader.bad)
     return dataclasses.replace(result, tta=_beside(averaged, kind)) if averaged else result
@@ -157,10 +160,12 @@ def _beside(scores: Scores | LabelScores, kind: str) -> TtaScores:
 class _Columns(nn.Module):
     """Some of the logits, in another order."""
 
+    places: Tensor
+
     def __init__(self, places: Tensor):
         super().__init__()
-        self.places = places
+        self.register_buffer("places", places)
 
     def forward(self, logits: Tensor) -> Tensor:
         """(B, K) -> (B, number of places)."""
-        return logits[:, self.places]
+        return logits.index_select(1, self.places)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from skipway.compose import Settings, apply
+from skipway.device import choose_device
 from skipway.errors import InputError
 from skipway.nn.describe import describe
 from skipway.spec import RunSpec
 from skipway.training.loop import Trainer
-from skipway.training.machine import choose_device, device_name
+from skipway.training.machine import device_name
 from skipway.training.rehearsal import answerer, asked_of, batches_of, stepper, trainer_of
 from skipway.training.roofline import Roofline, measure_roofline
 from skipway.training.stopwatch import Timed, parts_of, timed

@@ -1,4 +1,4 @@
-"""What this machine can do: device, bfloat16, and an allocator that keeps its memory."""
+"""What this machine can do: memory, bfloat16, and an allocator that keeps its memory."""
 
 import ctypes
 import platform
@@ -8,25 +8,6 @@ from pathlib import Path
 import torch
 
 from skipway.data.memory import memory
-from skipway.errors import InputError
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator where there is one, else the CPU.
-
-    Raises:
-        InputError: no such device here.
-    """
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"train.device '{name}' is not to be had here ({reason}); try auto or cpu") from error
-    return device
 
 
 def computes_bf16(device: torch.device) -> bool:

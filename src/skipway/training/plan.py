@@ -9,13 +9,14 @@ from skipway.data.open import open_source
 from skipway.data.preprocess import check_scored_size, choose_size, scored_size
 from skipway.data.source import Source, is_multilabel
 from skipway.data.split import Splits, make_splits
+from skipway.device import choose_device
 from skipway.errors import InputError
 from skipway.network_spec import STEM_DOWNSAMPLING, NetworkSpec
 from skipway.nn.weights import fitting_stem
 from skipway.nn.zoo import ZOO, resolve_stem
 from skipway.spec import RunSpec, TrainSpec
 from skipway.training.loss import settle_loss
-from skipway.training.machine import choose_device, computes_bf16
+from skipway.training.machine import computes_bf16
 from skipway.training.start import Given, measured_note, open_weights
 
 BASE_LR = {"sgd": 0.1, "adamw": 0.001, "adam": 0.001, "lamb": 0.002, "muon": 0.02}  # for batches of 128

@@ -23,7 +23,7 @@ class Records:
         epoch: counted from 1.
         batches: used so far.
         rows: the steps that are written.
-        fresh: updates that are not, and this process's share of each.
+        fresh: of updates that are not: loss, rate, this process's share of the batch.
         right: () images that were right, of those seen.
         seen: how many.
         seconds: before this process went on with it.
@@ -35,7 +35,7 @@ class Records:
     epoch: int
     batches: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    fresh: list[tuple[Update, float]] = field(default_factory=list)
+    fresh: list[tuple[Tensor, float, float]] = field(default_factory=list)
     right: Tensor | float = 0.0
     seen: int = 0
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class Records:
 
     def add(self, update: Update, share: float = 1.0) -> None:
         """One update more, and this process's share of it."""
-        self.fresh.append((update, share))
+        self.fresh.append((update.loss, update.lr, share))
         self.right = self.right + update.right
         self.seen += update.seen
 
@@ -55,13 +55,13 @@ class Records:
         """Bring the fresh steps to steps.jsonl, which waits for the device and the other processes. Returns them."""
         if not self.fresh:
             return []
-        losses = torch.stack([update.loss for update, _ in self.fresh])
+        losses = torch.stack([loss for loss, _, _ in self.fresh])
         if self.world.size > 1:
-            losses = self.world.total(losses.cpu() * torch.tensor([share for _, share in self.fresh]))
+            losses = self.world.total(losses.cpu() * torch.tensor([share for _, _, share in self.fresh]))
         first = self.first_step + len(self.rows)
         new = [
-            {"epoch": self.epoch, "step": first + i, "loss": loss, "lr": update.lr}
-            for i, (loss, (update, _)) in enumerate(zip(losses.tolist(), self.fresh, strict=True), 1)
+            {"epoch": self.epoch, "step": first + i, "loss": loss, "lr": lr}
+            for i, (loss, (_, lr, _)) in enumerate(zip(losses.tolist(), self.fresh, strict=True), 1)
         ]
         if self.world.is_first:
             self.run.append_lines("steps.jsonl", new)
@@ -83,7 +83,7 @@ class Records:
     @property
     def last_loss(self) -> Tensor | None:
         """Of the last update, where it has not been fetched from the device yet."""
-        return self.fresh[-1][0].loss if self.fresh else None
+        return self.fresh[-1][0] if self.fresh else None
 
     @property
     def losses(self) -> list[float]:

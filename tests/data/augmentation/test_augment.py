@@ -16,7 +16,17 @@ from torchvision.transforms.v2 import functional as T
 import skipway as package
 from skipway.data.augmentation import colour
 from skipway.data.augmentation.augment import Augment, unnormalised
-from skipway.data.augmentation.crop import LARGER, TRIES, boxes, flip, gathered, pad_and_crop, resized_crop, source_size
+from skipway.data.augmentation.crop import (
+    LARGER,
+    TRIES,
+    boxes,
+    flip,
+    flipped,
+    gathered,
+    pad_and_crop,
+    resized_crop,
+    source_size,
+)
 from skipway.data.augmentation.mixing import beta
 from skipway.data.augmentation.randaugment import NAMES, RANDAUGMENT, TRIVIALAUGMENT, Ranges, apply, trivialaugment
 from skipway.data.augmentation.transforms import make_transform
@@ -134,6 +144,7 @@ def test_flip_mirrors_just_those_asked_for(num, height, width, channels, deep, d
     flips = torch.tensor(data.draw(st.lists(st.booleans(), min_size=num, max_size=num)))
     want = torch.stack([image.flip(-1) if yes else image for image, yes in zip(images, flips, strict=True)])
     assert torch.equal(flip(images, flips), want)
+    assert torch.equal(flipped(images, flips), want)  # as on an accelerator
 
 
 def test_alternating_flips_show_every_image_both_ways_in_two_epochs():

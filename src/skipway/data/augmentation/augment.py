@@ -48,12 +48,12 @@ class Augment:
         self.transforms.check((preprocess.channels, self.image_size, self.image_size), preprocess.dtype)
 
     def runs_on(self, device: torch.device) -> bool:
-        """Whether pixels are best changed on that device.
+        """Whether pixels are best sent to that device first and changed there.
 
-        What handles images one by one, or sorts them by what was drawn, would wait for an accelerator at each turn.
+        What handles images one by one, or sorts them by what was drawn, would wait for it at each turn.
         """
         spec = self.spec
-        return device.type == "cpu" or not (spec.randaugment or spec.trivialaugment or spec.transforms)
+        return device.type == "cuda" and not (spec.randaugment or spec.trivialaugment or spec.transforms)
 
     def draw(self, indices: Tensor, epoch: int, stream: str, num: int = 1) -> Tensor:
         """(B,) sample ids -> (B, num) uniform numbers of this epoch."""

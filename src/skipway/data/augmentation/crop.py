@@ -45,9 +45,7 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
         (B, C, H, W), new, channels_last in memory.
     """
     if images.device.type != "cpu":
-        return torch.where(flips[:, None, None, None], images.flip(-1), images).contiguous(
-            memory_format=torch.channels_last
-        )
+        return flipped(images, flips)
     return _flip_in_place(images.clone(memory_format=torch.channels_last), flips)
 
 
@@ -88,6 +86,13 @@ def pad_and_crop(images: Tensor, start: Tensor, *, pad: int, mode: str, flips: T
     windows = rows[(lines * side + start[:, 1:]).numpy()].view(padded.dtype).reshape(num, size, size, channels)
     out = torch.from_numpy(windows).permute(0, 3, 1, 2)
     return out if flips is None else _flip_in_place(out, flips)
+
+
+def flipped(images: Tensor, flips: Tensor) -> Tensor:
+    """`flip` as one choice between each image and its mirror image."""
+    return torch.where(flips[:, None, None, None], images.flip(-1), images).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def gathered(images: Tensor, start: Tensor, *, pad: int, mode: str, flips: Tensor | None = None) -> Tensor:
