@@ -47,7 +47,7 @@ def bench(
     network
         A name from `skipway networks`, timm:NAME, torchvision:NAME, python:module:function, or a run folder.
     seconds
-        For training, and again for inference; three steps at the least.
+        For training, and again for inference; three steps at the least, on an accelerator ten.
     peak_tflops
         Hold the speeds against this peak. Default: the fastest arithmetic measured.
     keep

@@ -16,7 +16,7 @@ from skipway.data.source import ArraySource
 from skipway.errors import InputError
 from skipway.evaluation.metrics import Scores
 from skipway.evaluation.pictures import curves, mistakes
-from skipway.evaluation.task import OneLabel, score
+from skipway.evaluation.task import OneLabel, at_once, full_fp32, score
 
 
 def scores() -> Scores:
@@ -204,3 +204,19 @@ def renamed_classes(run, tmp_path):
     path = tmp_path / "renamed.safetensors"
     save_file(tensors, path, metadata)
     return path
+
+
+def test_fp32_on_cuda_is_not_rounded_while_scoring():
+    usual = torch.backends.cudnn.allow_tf32
+    with full_fp32(torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == usual
+    with full_fp32(torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32 == usual
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "images"), [("cpu", 32, 256), ("cpu", 224, 20), ("cuda", 224, 256), ("cuda", 1024, 12)]
+)
+def test_fewer_large_images_are_answered_at_once(kind, size, images):
+    assert at_once(size, torch.device(kind)) == images

@@ -24,6 +24,7 @@ from skipway.training import loop
 from skipway.training.assemble import assemble
 from skipway.training.checkpoint import Position
 from skipway.training.engine import Engine, choose_engine, engine_of
+from skipway.training.guard import BadNumbers, Guard
 from skipway.training.hard import UNSEEN, LastLosses, narrower
 from skipway.training.loop import Trainer
 from skipway.training.plan import Plan, make_plan
@@ -373,6 +374,41 @@ def test_compiled_steps_of_whole_batches_are_replayed_on_one_cuda_device(kind, a
     engine = Engine(torch.device(kind), bf16=True, channels_last=True, compiled=True, micro_batch=micro)
     engine.forward(torch.nn.Identity(), alone=alone)
     assert modes == [mode]
+
+
+def test_bad_numbers_of_a_compiled_step_are_looked_for_without_it(photos):
+    learner = assemble(asked(photos), quiet()).learner
+    learner.guard, calls = Guard(learner.network), []
+
+    def compiled(inputs: Tensor) -> Tensor:
+        calls.append(len(inputs))
+        return learner.parallel(inputs) * torch.nan
+
+    learner.forward = compiled
+    with pytest.raises(BadNumbers, match="the loss is no finite number"):
+        learner.learn(*batch_of(asked(photos)), 0)
+    assert calls == [8]
+
+
+@pytest.mark.parametrize(("flops", "triton", "compiler", "compiled"),
+    [(2e16, True, True, True), (2e16, True, False, False), (2e16, False, True, False), (5e15, True, True, False)])  # fmt: skip
+def test_long_runs_on_cuda_are_compiled_where_that_can_be(photos, monkeypatch, flops, triton, compiler, compiled):
+    plan = replace(asked(photos), device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: (triton and name == "triton") or None)
+    monkeypatch.setattr("shutil.which", lambda name: (compiler and name == "gcc") or None)
+    monkeypatch.setattr("skipway.training.engine._work", lambda _: (flops, 1.0))
+    monkeypatch.setattr("skipway.training.engine.memory_of", lambda _: 80 << 30)
+    monkeypatch.setattr("skipway.training.engine.fastest", lambda _: None)
+    assert choose_engine(plan)[0].compiled is compiled
+
+
+def test_what_graphs_hold_is_given_back_on_cuda_alone(monkeypatch):
+    resets: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    for kind, compiled in (("cpu", True), ("cuda", False), ("cuda", True)):
+        Engine(torch.device(kind), bf16=True, channels_last=True, compiled=compiled).done()
+    assert len(resets) == 1
 
 
 def test_compiled_network_shares_its_weights(photos, monkeypatch):

@@ -34,6 +34,8 @@ FORWARDS = 3  # a training step is forward, the gradient of the inputs, and that
 class Speed:
     """Images a second: from the median step, and from the slowest and the fastest one.
 
+    On an accelerator a step is the mean of ten in a row, since in a run nothing waits for each.
+
     Args:
         images_per_s, low, high: images a second.
         steps: how many were measured.
@@ -103,7 +105,7 @@ def bench(
 
     Args:
         network: a zoo name, timm:NAME, torchvision:NAME, python:module:function, or a run folder.
-        seconds: for training, and again for inference; three steps at the least.
+        seconds: for training, and again for inference; three steps at the least, on an accelerator ten.
         peak_tflops: hold speeds against this peak; 0: the fastest that the roofline has.
         settings: section -> field -> value, as a run's: {"data": {"image_size": 32}, "train": {"batch_size": 256}}.
         roofline: measured before; default: it is measured now.
@@ -136,6 +138,7 @@ def _compared(asked: RunSpec, seconds: float) -> tuple[tuple[Way, ...], tuple[st
             try:
                 trainer = trainer_of(apply(asked, {"speed": settings}), Path(folder))
                 took = timed(stepper(trainer, batches_of(trainer)), trainer.learner.engine.device, seconds)
+                trainer.learner.engine.done()
             except RuntimeError as error:  # what the compiler raises
                 why = (str(error).strip() or repr(error)).splitlines()[0]
                 failed.append(f"{way_name(compiled=compiled, kernels=kernels)}: {why}")

@@ -19,7 +19,7 @@ from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels
 from skipway.nn.describe import describe
-from skipway.training.machine import keep_freed_memory, memory_of
+from skipway.training.machine import compiles, keep_freed_memory, memory_of
 from skipway.training.plan import Plan
 from skipway.training.ways import fastest
 
@@ -83,8 +83,16 @@ class Engine:
         """
         if not self.compiled:
             return network
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
         replayed = self.device.type == "cuda" and alone and not self.micro_batch
         return torch.compile(network, dynamic=False, mode="reduce-overhead" if replayed else None)
+
+    def done(self) -> None:
+        """Give back what compiled steps keep on a device: graphs, and the memory that they hold."""
+        if self.compiled and self.device.type == "cuda":
+            torch.compiler.reset()
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -99,6 +107,7 @@ class Engine:
 
 KEPT = ("compiled", "kernels", "micro_batch", "threads")
 COMPILE_PAYS = 1e16  # FLOPs of a run on an accelerator from which compiling it, about a minute, is worth it
+SHAPES = 64  # sizes and modes that a network is compiled for, before PyTorch goes on without (its own limit is 8)
 FILLS = 0.6  # share of the memory that a step's activations may take
 ITSELF = 700 << 20  # bytes of a process that has imported everything
 
@@ -139,7 +148,8 @@ def choose_engine(plan: Plan, processes: int = 1) -> tuple[Engine, list[str]]:
     if measured:
         compiled, own, said = measured[0].compiled, measured[0].kernels, [measured[1]]
     else:
-        compiled = speed.compile == "on" or (speed.compile == "auto" and not on_cpu and flops > COMPILE_PAYS)
+        pays = flops > COMPILE_PAYS and compiles(plan.device)
+        compiled = speed.compile == "on" or (speed.compile == "auto" and pays)
         own, said = _choose_kernels(plan, compiled=compiled)
     share = -(-train.batch_size // processes)
     micro = speed.micro_batch or fitting(plan, share)

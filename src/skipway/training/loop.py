@@ -148,6 +148,7 @@ class Trainer:
                             self.saver.wait()
                             self.hooks.on_epoch(self.run.metrics()[-1])
                 self.saver.wait()
+                self.learner.engine.done()
                 ending.finish(self, view, stop)
             except StopRequested as request:
                 self._save_within()

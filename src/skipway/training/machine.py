@@ -1,7 +1,10 @@
 """What this machine can do: memory, bfloat16, and an allocator that keeps its memory."""
 
 import ctypes
+import importlib.util
+import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +21,14 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return False
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether torch.compile can be expected to work on an accelerator: on CUDA, by Triton, which calls a C compiler."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(shutil.which(name) for name in compilers if name)
 
 
 def memory_of(device: torch.device) -> int:

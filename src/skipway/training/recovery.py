@@ -6,8 +6,6 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from skipway.data.loader import Batch
 from skipway.errors import InputError
 from skipway.training.checkpoint import load_newest
@@ -107,8 +105,7 @@ def out_of_memory(trainer: "Trainer", error: BaseException, view: View) -> None:
             f"out of memory with {images} images at a time ({what}); start all again, and the run goes on with "
             f"{smaller.micro_batch} at a time"
         ) from error
-    if engine.compiled:
-        torch.compiler.reset()  # graphs of whole batches hold memory
+    engine.done()
     trainer.learner.use(smaller)
     go_back(trainer)
     view.say(

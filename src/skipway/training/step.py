@@ -146,7 +146,7 @@ class Learner:
             self.guard.before()
         loss, right, logits = self._backward(inputs, targets)
         if self.guard:
-            self.guard.check(loss, inputs, targets, self.objective, self._computed)
+            self.guard.check(loss, inputs, targets, self.objective, self._uncompiled)
         if train.grad_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip, foreach=True)
         self.optimizer.step()
@@ -211,6 +211,11 @@ class Learner:
         """The network's logits, as in training."""
         with self.engine.computing():
             return self.forward(inputs)
+
+    def _uncompiled(self, inputs: Tensor) -> Tensor:
+        """The same, layer by layer, so that each can be watched, and without touching what compiled steps hold."""
+        with self.engine.computing():
+            return self.parallel(inputs)
 
     def _rest(self, resting: bool) -> None:
         """Whether what is frozen goes without gradients."""

@@ -191,6 +191,16 @@ def test_windows_are_those_of_torchs_padding(num, size, channels, deep, reflect,
         assert torch.equal(got[i], window.flip(-1) if flips[i] else window)
 
 
+@pytest.mark.parametrize("fields", [{"flip": True, "pad_crop": 0.2}, {"random_resized_crop": 0.3, "color_jitter": 0.3}])
+@pytest.mark.parametrize("each", [1, 5, 16])
+def test_pieces_of_a_batch_hold_its_bits(fields, each):
+    batch, changed = batch_of(), augment(**fields)
+    whole = changed.pixels(batch, 3)
+    pieces = changed.in_pieces(batch.images, batch.indices, 3, each)
+    assert torch.equal(pieces, whole)
+    assert pieces.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_single_pixel_can_be_padded_by_reflection():
     images = torch.full((2, 1, 1, 1), 7, dtype=torch.uint8)
     assert torch.equal(pad_and_crop(images, torch.tensor([[0, 2], [1, 1]]), pad=1, mode="reflect"), images)

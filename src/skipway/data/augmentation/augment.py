@@ -21,6 +21,8 @@ from skipway.data.sending import sent
 from skipway.data_spec import AugmentSpec
 from skipway.errors import InputError
 
+PIECE = 32 << 20  # bytes of images that a device changes at once; random resized crops take 16 times as much
+
 
 class Augment:
     """The changes to training images that a spec asks for.
@@ -70,8 +72,20 @@ class Augment:
         Returns:
             (B, C, S, S) of the batch's type.
         """
-        spec, indices = self.spec, batch.indices
-        images = self._flip_and_crop(batch.images, indices, epoch)
+        images, indices = batch.images, batch.indices
+        if images.device.type == "cpu" or images.nbytes <= PIECE:
+            return self._pixels(images, indices, epoch)
+        return self.in_pieces(images, indices, epoch, max(PIECE * len(images) // images.nbytes, 1))
+
+    def in_pieces(self, images: Tensor, indices: Tensor, epoch: int, each: int) -> Tensor:
+        """`pixels`, so many images at a time: the same bits, and less memory meanwhile."""
+        pieces = zip(images.split(each), indices.split(each), strict=True)
+        return torch.cat([self._pixels(some, own, epoch) for some, own in pieces])
+
+    def _pixels(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """(B, C, S, S), (B,) -> (B, C, S, S)."""
+        spec = self.spec
+        images = self._flip_and_crop(images, indices, epoch)
         if spec.randaugment:
             draws = self.draw(indices, epoch, "randaugment", 2 * spec.randaugment)
             images = randaugment(images, draws, spec.randaugment_magnitude)

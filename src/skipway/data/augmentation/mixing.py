@@ -34,10 +34,10 @@ def mix(inputs: Tensor, targets: Tensor, draws: Tensor, *, mixup: float, cutmix:
     inside = box(low_y, low_x, high_y, high_x, size)  # (B, 1, S, S)
     pasted = inside.double().mean((1, 2, 3))
     keep = torch.where(cut, 1 - pasted, keep).float()
-    weight = torch.where(cut[:, None, None, None], (~inside).float(), keep.view(-1, 1, 1, 1))
-    weight, keep = sent(weight, inputs.device), sent(keep, targets.device)
+    cut, inside, weight = (sent(part, inputs.device) for part in (cut, inside, keep.view(-1, 1, 1, 1)))
+    weight = torch.where(cut[:, None, None, None], (~inside).float(), weight)
     inputs = inputs * weight + inputs.roll(1, 0) * (1 - weight)
-    share = keep[:, None]
+    share = sent(keep, targets.device)[:, None]
     return inputs, targets * share + targets.roll(1, 0) * (1 - share)
 
 
