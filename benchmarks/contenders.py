@@ -2,8 +2,9 @@
 
 All see the same images and augmentation (shift by an eighth, mirror, normalise), batches and SGD. Defaults are what
 each library's own pages show first: fp32, NCHW, a DataLoader with torchvision's transforms. Tuned are bf16 autocast,
-channels_last, torch.compile, fused SGD, uint8 images in memory that are augmented as whole batches; the allocator is
-tuned by the environment that peers.py gives. No peer validates; skipway does, outside the clock.
+channels_last, torch.compile (on CUDA with graphs), fused SGD, uint8 images in memory that are augmented as whole
+batches; the allocator is tuned by the environment that peers.py gives. No peer validates; skipway does, outside the
+clock.
 """
 
 import argparse
@@ -122,12 +123,16 @@ def make_network(job: Job, library: str) -> nn.Module:
     return network.train().to(job.device)
 
 
+def compiled(network: nn.Module, device: str) -> Any:
+    return torch.compile(network, mode="reduce-overhead" if device == "cuda" else None)
+
+
 class Autocast(nn.Module):
     """A compiled network in bfloat16; for fastai, whose own mixed precision is for CUDA alone."""
 
     def __init__(self, network: nn.Module, device: str):
         super().__init__()
-        self.network, self.device = torch.compile(network.to(memory_format=torch.channels_last)), device
+        self.network, self.device = compiled(network.to(memory_format=torch.channels_last), device), device
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, K) float32."""
@@ -160,7 +165,7 @@ def lightning_run(job: Job, *, tuned: bool) -> Outcome:
     class Classifier(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = torch.compile(network) if tuned else network
+            self.network = compiled(network, job.device) if tuned else network
 
         def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
             return F.cross_entropy(self.network(batch[0]), batch[1])

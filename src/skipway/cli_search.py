@@ -97,6 +97,7 @@ def tune(
     """Search for settings: trials are runs, chosen by Optuna, compared on validation; the test split is not touched.
 
     The same command goes on with the search after Ctrl-C, a kill, or with more --trials. Poor trials are ended early.
+    --max-minutes is the time of the whole search.
 
     **Examples**
 
@@ -199,6 +200,8 @@ def _tell(found: "Tuning", picture: Path | None) -> None:
         say(f"best: {best.run}, validation {found.metric} {best.score or 0:.2%}", style="bold")
         say("  being the best of several on validation, it flatters a little; the test split was not touched:")
         say(f"  skipway evaluate {best.run}")
+        say("  and to train with its settings again, longer or by another seed:")
+        say(f"  skipway train --config {best.run}/spec.toml --epochs N")
     say(f"study {found.study}" + (f", picture {picture}" if picture else ""))
     if found.stopped:
         say("stopped; the same command goes on from there", style="yellow")

@@ -19,7 +19,7 @@ def default() -> RunSpec:
 
 
 def demo() -> RunSpec:
-    """The embedded sample to about 90% in a few minutes on two CPU cores; `make demo` runs it."""
+    """The embedded sample to about 90% in about a minute on two CPU cores; `make demo` runs it."""
     return RunSpec(
         trainable("resnet20"),
         "demo",

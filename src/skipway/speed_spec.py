@@ -14,7 +14,9 @@ class SpeedSpec:
         "auto", "compile the network; auto: where there is a compiler and the run is long enough to pay for it"
     )
     kernels: Literal["auto", "on", "off"] = option(
-        "auto", "skipway's own kernels for batch norm, addition and activation on the CPU; auto: where they can be made"
+        "auto",
+        "skipway's own kernels on the CPU, for batch norm, addition, activation, max-pools and, on a matrix unit, 3x3 "
+        "convolutions; auto: where they can be made",
     )
     deterministic: bool = option(
         True, "on an accelerator, operators that give the same bits each time; on the CPU all of them do"

@@ -17,6 +17,7 @@ from skipway.data.files import FileSource
 from skipway.data.keep import cache_file, keep_decoded
 from skipway.data.loader import Loader, make_loader
 from skipway.data.preprocess import Preprocess, plain
+from skipway.data.source import ArraySource
 from skipway.data.sources.folder import open_folder
 from skipway.data_spec import AugmentSpec, DataSpec
 from skipway.errors import InputError, ReadError
@@ -185,6 +186,24 @@ def test_cache_is_asked_for_where_it_does_not_fit_into_memory(root, monkeypatch)
     assert "0.0 GB" in questions[0]
     off = make_loader(source, fitted, dataclasses.replace(spec, cache="off"), wanted=torch.arange(24))
     assert not off.in_memory
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_images_in_memory_stream_at_a_size_that_does_not_fit(deep, monkeypatch):
+    images = torch.randint(0, 256, (9, 3, 12, 12), dtype=torch.uint8)
+    images = images.float() - 900 if deep else images
+    source = ArraySource(images, torch.arange(9) % 2, ("a", "b"), {"train": torch.arange(9)}, "there")
+    spec = DataSpec("there", workers=1)
+    found = []
+    for room in (1 << 20, 100):
+        monkeypatch.setattr(keep, "IN_MEMORY", room)
+        loader = make_loader(source, plain(source, spec, 20), spec, wanted=torch.arange(9))
+        assert loader.in_memory is (room > 100)
+        found.append(torch.cat([batch.images for batch in loader.batches(torch.arange(9), 4)]))
+        loader.close()
+    assert found[0].shape == (9, 3, 20, 20)
+    assert found[0].dtype == images.dtype
+    assert torch.equal(*found)
 
 
 def test_cache_needs_space(root, monkeypatch):

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import skipway
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
+from skipway.nn import kernels
 from skipway.nn.network import ResNet, skeleton
 from skipway.nn.twin import twin
 from skipway.nn.zoo import ZOO, find, matching, resolve_stem
@@ -281,15 +282,20 @@ def thrifty_specs() -> list[NetworkSpec]:
     ]
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["PyTorch's", "own kernels"])
 @pytest.mark.parametrize("spec", thrifty_specs(), ids=lambda spec: spec.block)
-def test_checkpoint_changes_no_bit(spec):
-    """Outputs, gradients and running statistics, over two steps, with the same draws of dropout and drop path."""
+def test_checkpoint_changes_no_bit(spec, own):
+    """Outputs, gradients and running statistics, over two steps, with the same draws of dropout and drop path; by own
+    kernels in the forward pass too, which are put away before the backward pass, as in training."""
+    if own and (why := kernels.load()):
+        pytest.skip(f"no kernels: {why}")
     found: list[dict[str, Any]] = []
     for thrifty in (False, True):
-        network = skipway.build(replace(spec, checkpoint=thrifty))
+        network = skipway.build(replace(spec, checkpoint=thrifty)).to(memory_format=torch.channels_last)
         torch.manual_seed(1)
         for x in torch.randn(2, 4, 3, 16, 16):
-            y = network(x)
+            with kernels.used(own):
+                y = network(x.contiguous(memory_format=torch.channels_last))
             y.square().sum().backward()
         gradients = {f"gradient of {name}": p.grad for name, p in network.named_parameters()}
         found.append({"logits": y, **network.state_dict(), **gradients})

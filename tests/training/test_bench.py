@@ -19,6 +19,7 @@ from skipway.nn import kernels
 from skipway.nn.network import build
 from skipway.training import bench as bench_module
 from skipway.training.bench import Bench, bench, speed_of
+from skipway.training.guard import BadNumbers
 from skipway.training.rehearsal import asked_of, trainer_of
 from skipway.training.roofline import Rate, Roofline, Sizes, conv_flops, measure_roofline
 from skipway.training.stopwatch import Timed, repeated, timed
@@ -213,6 +214,15 @@ def test_bounds_of_seconds_and_peak(value):
         bench("tutorial", seconds=value, roofline=ROOF)
     with pytest.raises(InputError, match="peak_tflops must be between 0 and 1000000"):
         bench("tutorial", peak_tflops=value, roofline=ROOF)
+
+
+def test_numbers_that_are_none_cost_one_message(monkeypatch: pytest.MonkeyPatch):
+    def bad(*_: Any) -> Bench:
+        raise BadNumbers("the loss", "the first is in the output of stem", ())
+
+    monkeypatch.setattr(bench_module, "_measured", bad)
+    with pytest.raises(InputError, match="tutorial does not get through .* the loss is no finite number; the first is"):
+        bench("tutorial", settings=SMALL, roofline=ROOF)
 
 
 def test_unknown_network_is_named():

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import skipway
 from skipway.errors import InputError
 from skipway.training.find_lr import LrSweep, centred, read, sweep
+from skipway.training.step import Learner
 
 
 def on_quadratic(curvatures: np.ndarray, rates: np.ndarray) -> LrSweep:
@@ -123,6 +125,24 @@ def test_nothing_rests_while_rates_are_tried(photos):
     resting = TINY | {"speed": {"rest_stem": 0.0, "freeze_norms": 0.0}}
     found = [skipway.find_lr(photos, settings=asked, steps=20).losses for asked in (TINY, resting)]
     assert found[0] == found[1]
+
+
+def test_who_judges_hard_images_is_swept_too(photos, monkeypatch):
+    rates: dict[int, list[float]] = {}
+    own = Learner.learn
+
+    def watched(self: Learner, *given: Any) -> Any:
+        made = own(self, *given)
+        rates.setdefault(id(self), []).append(made.lr)
+        return made
+
+    monkeypatch.setattr(Learner, "learn", watched)
+    monkeypatch.setattr("skipway.training.find_lr.read", lambda *_, rates: rates)
+    hard = TINY | {"speed": {"keep_hard": 0.5, "hard_by": "proxy"}}
+    wanted = skipway.find_lr(photos, settings=hard, steps=20, low=1e-4, high=1e-1)
+    assert len(rates) == 2
+    for used in rates.values():
+        assert used == pytest.approx(wanted)
 
 
 def test_low_rates_leave_the_weights_and_rates_do_what_they_say(photos):

@@ -332,14 +332,12 @@ def test_whitening_stem_takes_its_filters_from_the_data(photos):
 def test_engine_is_kept_in_the_run_and_read_back(photos, tmp_path):
     settings = tiny(epochs=1) | {"speed": {"micro_batch": 4, "kernels": "off", "threads": 1}}
     before = torch.get_num_threads()
-    try:
-        run = skipway.train(str(photos), settings=settings, out=tmp_path / "run", console=quiet())
-        kept = json.loads((run.folder / "engine.json").read_text())
-        assert kept == {"compiled": False, "kernels": False, "micro_batch": 4, "threads": 1}
-        engine = engine_of(run.read_text("engine.json"), make_plan(run.spec))
-        assert (engine.micro_batch, engine.threads, engine.kernels) == (4, 1, False)
-    finally:
-        torch.set_num_threads(before)
+    run = skipway.train(str(photos), settings=settings, out=tmp_path / "run", console=quiet())
+    assert torch.get_num_threads() == before  # the next run has them all again
+    kept = json.loads((run.folder / "engine.json").read_text())
+    assert kept == {"compiled": False, "kernels": False, "micro_batch": 4, "threads": 1}
+    engine = engine_of(run.read_text("engine.json"), make_plan(run.spec))
+    assert (engine.micro_batch, engine.threads, engine.kernels) == (4, 1, False)
     (run.folder / "engine.json").write_text('{"compiled": false}')
     with pytest.raises(InputError, match="engine.json is damaged"):
         engine_of(run.read_text("engine.json"), make_plan(run.spec))

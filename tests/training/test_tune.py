@@ -141,10 +141,12 @@ class Fake:
 
     def __init__(self) -> None:
         self.trained: list[tuple[str, int]] = []
+        self.limits: list[float] = []
         self.before: Any = lambda run, epoch: None
 
     def __call__(self, spec, *, out, console, trust_code, hooks) -> Run:
         assert not hooks.score_test
+        self.limits.append(hooks.max_minutes)
         out.mkdir(parents=True, exist_ok=True)
         run = Run(out)
         rows = run.metrics()
@@ -184,6 +186,19 @@ def test_first_trial_is_the_settings_as_they_are_and_the_best_has_the_highest_sc
     assert found.best.values["lr"] == min(t.values["lr"] for t in found.trials)
     assert [t.run for t in found.trials] == [f"s/trial-{i}" for i in range(4)]
     assert Run(Path("s/trial-2")).spec.train.lr == found.trials[2].values["lr"]
+
+
+def test_the_limit_is_the_whole_searchs(photos, fake):
+    fake.before = lambda run, epoch: time.sleep(0.05)
+    settings = TINY | {"safety": {"max_minutes": 0.01}}
+    found = tune(photos, settings=settings, search=LR, trials=40, study="s.db")
+    assert found.stopped
+    assert len(found.trials) < 40
+    assert all(0 < limit <= 0.01 for limit in fake.limits)
+    assert fake.limits == sorted(fake.limits, reverse=True)
+    fake.limits.clear()
+    assert not search(photos, trials=1, study="t.db").stopped
+    assert fake.limits == [0.0]
 
 
 def test_going_on_gives_what_an_uninterrupted_search_gives(photos, fake):

@@ -7,8 +7,9 @@ was killed leaves nothing that could be taken for a cache.
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,18 +45,23 @@ def keep_decoded(
     fitted, spec = loader.preprocess, loader.spec
     shape = (len(wanted), fitted.image_size, fitted.image_size, fitted.channels)
     dtype = np.float32 if fitted.reading.deep else np.uint8
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     wanted = wanted.sort().values
     file = cache_file(loader, wanted)
     if file is not None and file.is_file() and spec.cache != "off":
         _take(loader, wanted, _mapped(file, shape, dtype), file)
-    elif spec.cache != "on" and size <= min(IN_MEMORY, memory() // 8):
+    elif spec.cache != "on" and fits(shape, fitted.dtype):
         pixels = np.empty(shape, dtype)
         bad = _fill(loader, wanted, pixels, progress)
         loader.keep(Kept(pixels, _rows(loader, wanted)), bad)
     elif file is not None and _is_wanted(loader, file, size, confirm):
         _build(loader, wanted, file, shape, progress)
         _take(loader, wanted, _mapped(file, shape, dtype), file)
+
+
+def fits(shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether images may be kept in memory unasked."""
+    return math.prod(shape) * dtype.itemsize <= min(IN_MEMORY, memory() // 8)
 
 
 def cache_file(loader: Loader, wanted: Tensor) -> Path | None:

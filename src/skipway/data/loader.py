@@ -264,8 +264,8 @@ def make_loader(
 ) -> Loader:
     """The loader that fits the source.
 
-    Images that live in memory stay there, fitted once. With `wanted`, files are decoded once where they fit into
-    memory (keep.py), or into the cache where that is asked for; otherwise they stream.
+    Images that live in memory stay there, fitted once where those of another size fit too. With `wanted`, files are
+    decoded once where they fit into memory (keep.py), or into the cache where that is asked for; otherwise they stream.
 
     Args:
         source: the data.
@@ -275,15 +275,20 @@ def make_loader(
         confirm: asks the user a question; None: nobody is there to answer.
         progress: called with (done, total) while images are decoded.
     """
+    from skipway.data.keep import fits, keep_decoded
+
     loader = Loader(source, preprocess, spec)
     if source.images is not None:
-        images = source.images
-        if images.shape[-2:] != (preprocess.image_size,) * 2 or source.deep != preprocess.reading.deep:
-            images = torch.stack([preprocess.fit(image) for image in images])
-        loader.keep(Kept(images.numpy(), channels_first=True), {})
-        return loader
+        images, size = source.images, preprocess.image_size
+        if images.shape[-2:] == (size, size) and source.deep == preprocess.reading.deep:
+            loader.keep(Kept(images.numpy(), channels_first=True), {})
+            return loader
+        if fits((*images.shape[:2], size, size), images.dtype):
+            fitted = torch.empty((*images.shape[:2], size, size), dtype=images.dtype)
+            for place, image in zip(fitted, images, strict=True):
+                place.copy_(preprocess.fit(image))
+            loader.keep(Kept(fitted.numpy(), channels_first=True), {})
+            return loader
     if wanted is not None:
-        from skipway.data.keep import keep_decoded
-
         keep_decoded(loader, wanted, confirm=confirm, progress=progress)
     return loader

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from skipway.errors import InputError
 from skipway.foreign_spec import is_foreign
 from skipway.network_spec import NetworkSpec
+from skipway.nn import kernels
 from skipway.nn.block import Block, block_shapes
 from skipway.nn.initialise import initialise
 from skipway.nn.layers import FixupBias, make_act, make_norm
@@ -92,22 +94,25 @@ class ResNet(nn.Module):
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """block(x), keeping x alone for the backward pass, which computes the rest again (Chen et al. 2016, 1604.06174).
 
-    Running statistics move once, dropout repeats its draws: the gradients are those without it.
+    Running statistics move once, dropout repeats its draws, and the same kernels compute, whatever is in use by then:
+    the gradients are those without it.
     """
-    made = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_at_rest(block)))
+    again = partial(_again, block, own_kernels=kernels.active)
+    made = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
     assert isinstance(made, Tensor)
     return made
 
 
 @contextmanager
-def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
-    """Let batch norms move copies of their running statistics, which keeps what autograd saves alike."""
+def _again(block: nn.Module, *, own_kernels: bool) -> Iterator[None]:
+    """Compute as before; batch norms move copies of their running statistics, which keeps what autograd saves alike."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
     own = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers()]
     for norm, name, buffer in own:
         setattr(norm, name, buffer.clone())
     try:
-        yield
+        with kernels.used(own_kernels):
+            yield
     finally:
         for norm, name, buffer in own:
             setattr(norm, name, buffer)

@@ -20,6 +20,7 @@ from skipway.device import choose_device
 from skipway.errors import InputError
 from skipway.nn.describe import describe
 from skipway.spec import RunSpec
+from skipway.training.guard import BadNumbers
 from skipway.training.loop import Trainer
 from skipway.training.machine import device_name
 from skipway.training.rehearsal import answerer, asked_of, batches_of, stepper, trainer_of
@@ -123,9 +124,15 @@ def bench(
         if not isinstance(value, (int, float)) or not low <= value <= 1e6:
             raise InputError(f"{name} must be between {low:g} and 1000000, got {value!r}")
     asked = asked_of(network, settings or {}, trust_code=trust_code)
-    ways, failed = _compared(asked, seconds) if keep_fastest else ((), ())
-    with tempfile.TemporaryDirectory() as folder:
-        found = _measured(trainer_of(asked, Path(folder)), seconds, peak_tflops, roofline)
+    threads = torch.get_num_threads()
+    try:
+        ways, failed = _compared(asked, seconds) if keep_fastest else ((), ())
+        with tempfile.TemporaryDirectory() as folder:
+            found = _measured(trainer_of(asked, Path(folder)), seconds, peak_tflops, roofline)
+    except BadNumbers as bad:
+        raise InputError(f"{network} does not get through a few steps of training on random images: {bad}") from bad
+    finally:
+        torch.set_num_threads(threads)
     return dataclasses.replace(found, ways=ways, failed=failed)
 
 

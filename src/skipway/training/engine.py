@@ -169,7 +169,7 @@ def choose_engine(plan: Plan, processes: int = 1) -> tuple[Engine, list[str]]:
         deterministic=speed.deterministic,
     )
     if not on_cpu and speed.deterministic:
-        said.append("operators that give the same bits each time; --no-deterministic may be faster")
+        said.append("operators that give the same bits each time")
     return engine, said
 
 

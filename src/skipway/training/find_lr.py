@@ -7,11 +7,12 @@ Data, order, augmentation, loss, optimizer and precision are those of the run's 
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -154,10 +155,14 @@ def _train(plan: Plan, rates: Sequence[float], progress: Progress) -> tuple[list
     speed = replace(plan.spec.speed, compile="off", start_size=0, freeze_norms=1.0, rest_stem=1.0)
     spec = replace(plan.spec, train=train, speed=speed)
     plan = replace(plan, spec=spec)
+    threads = torch.get_num_threads()  # which the engine may set
     parts = assemble(plan, Console(stderr=True))
     learner, loader = parts.learner, parts.train_loader
-    with closing(loader), closing(parts.loader):
-        learner.factor = lambda step: rates[step]
+    with closing(loader), closing(parts.loader), ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        for swept in (learner, learner.proxy):
+            if swept:
+                swept.factor = lambda step: rates[step]
         batches = _batches(plan, loader, epochs)
 
         def step(number: int) -> float:

@@ -53,10 +53,12 @@ class Hooks:
     Args:
         on_epoch: told each row of metrics.jsonl; StopRequested out of it ends the run cleanly.
         score_test: whether the test split is scored at the end.
+        max_minutes: what is left of the search's time, in place of the spec's limit; 0: that limit.
     """
 
     on_epoch: Callable[[dict[str, Any]], None] | None = None
     score_test: bool = True
+    max_minutes: float = 0.0
 
 
 HOOKS = Hooks()
@@ -132,7 +134,8 @@ class Trainer:
         epochs, steps, done = spec.train.epochs, self.plan.steps_per_epoch, self.position.epoch
         view = View(title, epochs=epochs, steps=steps, notes=notes, done=done, console=self.console, task=self.task)
         told = set(self.loader.bad)
-        with contextlib.closing(self.trackers), contextlib.closing(self.saver), Stops(spec.safety.max_minutes) as stop:
+        limit = self.hooks.max_minutes or spec.safety.max_minutes
+        with contextlib.closing(self.trackers), contextlib.closing(self.saver), Stops(limit) as stop:
             try:
                 with view:
                     while self.position.epoch < spec.train.epochs:

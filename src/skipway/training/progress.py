@@ -140,6 +140,11 @@ class Stops:
             raise KeyboardInterrupt
         self.why = signal.Signals(number).name
 
+    @property
+    def minutes_left(self) -> float:
+        """Until the time is up, a moment at the least; 0: no limit."""
+        return 0.0 if math.isinf(self._until) else max(self._until - time.monotonic(), 0.1) / 60
+
     def asked(self) -> bool:
         """Whether a stop was asked for."""
         if not self.why and time.monotonic() >= self._until:

@@ -4,6 +4,7 @@ import contextlib
 import io
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -58,6 +59,7 @@ def train(
         >>> run = skipway.train("photos", network="resnet18", settings={"train": {"epochs": 5}})  # doctest: +SKIP
     """
     asked = asked_spec(data, network=network, recipe=recipe, config=config, settings=settings, trust_code=trust_code)
+    threads = torch.get_num_threads()  # which a run may set for itself
     with joined(asked.safety.timeout_s) as world:
         console = (console or Console(emoji=False)) if world.is_first else Console(file=io.StringIO())
         with console.status(Text(f"reading {asked.data.path}")):
@@ -75,6 +77,7 @@ def train(
             trainer = Trainer(plan, place.folder, console, before=before, hooks=hooks, world=world)
             trainer.notes += [f"changed since the run began: {row}" for row in place.changed]
             plan = trainer.plan  # without the weights that were given
+            stack.callback(torch.set_num_threads, threads)
             return trainer.fit()
 
 

@@ -30,12 +30,12 @@ class Voice:
 
 def work(order: Order, voice: Voice) -> bool:
     """Do trials until there are as many as were asked for. Returns whether it was stopped before."""
-    with opened(order) as study, Stops() as stop:
+    with opened(order) as study, Stops(order.spec.safety.max_minutes) as stop:
         try:
-            while not stop.why and (claimed := claim(study, order)) is not None:
+            while not stop.asked() and (claimed := claim(study, order)) is not None:
                 if _known(study, order, claimed):
                     continue
-                if not _try(study, order, claimed, voice):
+                if not _try(study, order, claimed, voice, stop.minutes_left):
                     return True
         except KeyboardInterrupt:
             return True
@@ -55,8 +55,8 @@ def _known(study: Any, order: Order, claimed: Claimed) -> bool:
     return False
 
 
-def _try(study: Any, order: Order, claimed: Claimed, voice: Voice) -> bool:
-    """Train a trial's run, new or begun. Returns False where this process is to stop."""
+def _try(study: Any, order: Order, claimed: Claimed, voice: Voice, minutes: float) -> bool:
+    """Train a trial's run, new or begun, for so long (0: no limit). Returns False where this process is to stop."""
     epochs = _Epochs(order, claimed, voice)
     folder = order.folder / claimed.run
     try:
@@ -65,7 +65,8 @@ def _try(study: Any, order: Order, claimed: Claimed, voice: Voice) -> bool:
         if (folder / "spec.toml").is_file():
             epochs.catch_up(Run(folder).metrics())
         quiet = Console(file=io.StringIO())
-        run = train(spec, out=folder, console=quiet, trust_code=True, hooks=Hooks(epochs, score_test=False))
+        hooks = Hooks(epochs, score_test=False, max_minutes=minutes)
+        run = train(spec, out=folder, console=quiet, trust_code=True, hooks=hooks)
         if not epochs.pruned and not run.finished:
             put_back(study, order, claimed)
             return False

@@ -190,7 +190,7 @@ def _crew(order: Order, jobs: int) -> bool:
                 member.join()
         if not spare:
             raise InputError("the processes of the search died again and again; out of memory? Try fewer --jobs")
-    return bool(stop.why)
+    return bool(stop.why) or any(member.exitcode == 75 for member in crew)
 
 
 def _member(order: Order, threads: int, number: int) -> None:
