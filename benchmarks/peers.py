@@ -130,10 +130,8 @@ def run(name: str, job: Job, caches: Path | None) -> Outcome | None:
     """One contender in a process of its own; None, and its last line, where it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(CLEAN)}
-        environment |= {
-            "TORCHINDUCTOR_CACHE_DIR": f"{caches / name if caches else scratch}/compiled",
-            "SKIPWAY_CACHE": f"{scratch}/cache",
-        }
+        compiled = caches / name if caches else scratch
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": f"{compiled}/compiled", "SKIPWAY_CACHE": f"{scratch}/cache"}
         if name.endswith("-tuned"):
             environment |= ALLOCATOR
         told = asdict(job) | {"born": time.time()}

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def keep_decoded(
     file = cache_file(loader, wanted)
     if file is not None and file.is_file() and spec.cache != "off":
         _take(loader, wanted, _mapped(file, shape, dtype), file)
-    elif spec.cache != "on" and fits(shape, fitted.dtype):
+    elif spec.cache != "on" and fits(size):
         pixels = np.empty(shape, dtype)
         bad = _fill(loader, wanted, pixels, progress)
         loader.keep(Kept(pixels, _rows(loader, wanted)), bad)
@@ -59,9 +59,9 @@ def keep_decoded(
         _take(loader, wanted, _mapped(file, shape, dtype), file)
 
 
-def fits(shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether images may be kept in memory unasked."""
-    return math.prod(shape) * dtype.itemsize <= min(IN_MEMORY, memory() // 8)
+def fits(size: int) -> bool:
+    """Whether so many bytes of images may be kept in memory unasked."""
+    return size <= min(IN_MEMORY, memory() // 8)
 
 
 def cache_file(loader: Loader, wanted: Tensor) -> Path | None:

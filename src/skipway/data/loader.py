@@ -3,6 +3,7 @@
 Order and size are the caller's. Whichever way they come, batches of the same order hold the same bits.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -280,11 +281,12 @@ def make_loader(
     loader = Loader(source, preprocess, spec)
     if source.images is not None:
         images, size = source.images, preprocess.image_size
-        if images.shape[-2:] == (size, size) and source.deep == preprocess.reading.deep:
+        shape = (*images.shape[:2], size, size)
+        if images.shape == shape and source.deep == preprocess.reading.deep:
             loader.keep(Kept(images.numpy(), channels_first=True), {})
             return loader
-        if fits((*images.shape[:2], size, size), images.dtype):
-            fitted = torch.empty((*images.shape[:2], size, size), dtype=images.dtype)
+        if fits(math.prod(shape) * images.itemsize):
+            fitted = torch.empty(shape, dtype=images.dtype)
             for place, image in zip(fitted, images, strict=True):
                 place.copy_(preprocess.fit(image))
             loader.keep(Kept(fitted.numpy(), channels_first=True), {})

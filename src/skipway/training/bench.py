@@ -22,7 +22,7 @@ from skipway.nn.describe import describe
 from skipway.spec import RunSpec
 from skipway.training.guard import BadNumbers
 from skipway.training.loop import Trainer
-from skipway.training.machine import device_name
+from skipway.training.machine import device_name, threads_put_back
 from skipway.training.rehearsal import answerer, asked_of, batches_of, stepper, trainer_of
 from skipway.training.roofline import Roofline, measure_roofline
 from skipway.training.stopwatch import Timed, parts_of, timed
@@ -124,15 +124,12 @@ def bench(
         if not isinstance(value, (int, float)) or not low <= value <= 1e6:
             raise InputError(f"{name} must be between {low:g} and 1000000, got {value!r}")
     asked = asked_of(network, settings or {}, trust_code=trust_code)
-    threads = torch.get_num_threads()
     try:
-        ways, failed = _compared(asked, seconds) if keep_fastest else ((), ())
-        with tempfile.TemporaryDirectory() as folder:
+        with threads_put_back(), tempfile.TemporaryDirectory() as folder:
+            ways, failed = _compared(asked, seconds) if keep_fastest else ((), ())
             found = _measured(trainer_of(asked, Path(folder)), seconds, peak_tflops, roofline)
     except BadNumbers as bad:
         raise InputError(f"{network} does not get through a few steps of training on random images: {bad}") from bad
-    finally:
-        torch.set_num_threads(threads)
     return dataclasses.replace(found, ways=ways, failed=failed)
 
 

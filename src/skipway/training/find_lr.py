@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -24,6 +23,7 @@ from skipway.figures import png
 from skipway.spec import RunSpec
 from skipway.training.asked import asked_spec
 from skipway.training.assemble import assemble
+from skipway.training.machine import threads_put_back
 from skipway.training.place import run_stem
 from skipway.training.plan import Plan, make_plan
 
@@ -155,11 +155,10 @@ def _train(plan: Plan, rates: Sequence[float], progress: Progress) -> tuple[list
     speed = replace(plan.spec.speed, compile="off", start_size=0, freeze_norms=1.0, rest_stem=1.0)
     spec = replace(plan.spec, train=train, speed=speed)
     plan = replace(plan, spec=spec)
-    threads = torch.get_num_threads()  # which the engine may set
-    parts = assemble(plan, Console(stderr=True))
-    learner, loader = parts.learner, parts.train_loader
-    with closing(loader), closing(parts.loader), ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)
+    with threads_put_back(), ExitStack() as stack:
+        parts = assemble(plan, Console(stderr=True))
+        learner, loader = parts.learner, stack.enter_context(closing(parts.train_loader))
+        stack.enter_context(closing(parts.loader))
         for swept in (learner, learner.proxy):
             if swept:
                 swept.factor = lambda step: rates[step]

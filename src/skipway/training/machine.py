@@ -1,11 +1,13 @@
 """What this machine can do: memory, bfloat16, and an allocator that keeps its memory."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +23,16 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return False
+
+
+@contextlib.contextmanager
+def threads_put_back() -> Iterator[None]:
+    """Afterwards PyTorch has as many threads as before, whatever an engine took meanwhile."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compiles(device: torch.device) -> bool:

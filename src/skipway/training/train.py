@@ -4,7 +4,6 @@ import contextlib
 import io
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from skipway.run import Run
 from skipway.spec import RunSpec
 from skipway.training.asked import asked_spec
 from skipway.training.loop import HOOKS, Hooks, Trainer
+from skipway.training.machine import threads_put_back
 from skipway.training.place import Place, claimed, find_place
 from skipway.training.plan import Plan, make_plan
 from skipway.training.start import NoWeights
@@ -59,7 +59,6 @@ def train(
         >>> run = skipway.train("photos", network="resnet18", settings={"train": {"epochs": 5}})  # doctest: +SKIP
     """
     asked = asked_spec(data, network=network, recipe=recipe, config=config, settings=settings, trust_code=trust_code)
-    threads = torch.get_num_threads()  # which a run may set for itself
     with joined(asked.safety.timeout_s) as world:
         console = (console or Console(emoji=False)) if world.is_first else Console(file=io.StringIO())
         with console.status(Text(f"reading {asked.data.path}")):
@@ -67,7 +66,7 @@ def train(
         place = world.first_does(lambda: find_place(plan.spec, Path(out) if out else None))
         if place.finished:
             return _finished(place, console)
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, threads_put_back():
             before = world.first_does(lambda: stack.enter_context(claimed(place.folder)))
             # Once more, now that nobody else writes there.
             place = world.first_does(lambda: find_place(plan.spec, place.folder))
@@ -77,7 +76,6 @@ def train(
             trainer = Trainer(plan, place.folder, console, before=before, hooks=hooks, world=world)
             trainer.notes += [f"changed since the run began: {row}" for row in place.changed]
             plan = trainer.plan  # without the weights that were given
-            stack.callback(torch.set_num_threads, threads)
             return trainer.fit()
 
 

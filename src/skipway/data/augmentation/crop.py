@@ -207,10 +207,8 @@ def _filter(start: Tensor, length: Tensor, size_in: int, size_out: int, total: i
     """
     scale = (length / size_out).view(-1, 1, 1)
     wide = 1 / scale.clamp(min=1)
-    centre = (
-        start.view(-1, 1, 1) + (torch.arange(size_out, device=start.device) + 0.5).view(1, -1, 1) * scale
-    )  # (B, size_out, 1)
-    pixel = (torch.arange(size_in, device=start.device) + 0.5).view(1, 1, -1)
+    middle, pixel = (torch.arange(size, device=start.device) + 0.5 for size in (size_out, size_in))
+    centre = start.view(-1, 1, 1) + middle.view(1, -1, 1) * scale  # (B, size_out, 1)
     weights = (pixel * wide - centre * wide).abs_().neg_().add_(1).clamp_(min=0)
     begin, end = start.view(-1, 1, 1), (start + length).view(-1, 1, 1)
     weights *= (pixel > begin) & (pixel < end)
