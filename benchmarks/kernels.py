@@ -90,9 +90,16 @@ def convolutions(rounds: int) -> None:
     for shape in CONVS:
         batch, channels, pixels = shape
         for name in ("forward", "input gradient", "weight gradient"):
-            kinds = ("PyTorch", "strips", "matrix unit") if pixels <= LARGEST else ("PyTorch", "matrix unit")
-            ways = {kind: conv_pass(shape, name, kind) for kind in kinds}
+            kinds = {"PyTorch": True, "strips": pixels <= LARGEST, "matrix unit": has_unit()}
+            ways = {kind: conv_pass(shape, name, kind) for kind, applies in kinds.items() if applies}
+            if len(ways) == 1:
+                continue
             print(f"{channels} channels at {pixels}x{pixels}, batch {batch}, {name}: {shown(compared(ways, rounds))}")
+
+
+def has_unit() -> bool:
+    """Whether this processor has a matrix unit."""
+    return kernels.library is not None and bool(kernels.call("conv_ready"))
 
 
 def conv_pass(shape: tuple[int, int, int], name: str, kind: str) -> Callable[[], object]:
@@ -120,7 +127,8 @@ def steps(rounds: int) -> None:
     networks["cifar10-94's network"] = (1000, cifar10_94().network)
     for name, (batch, spec) in networks.items():
         network = build(spec).to(memory_format=torch.channels_last)
-        ways = {kind: training_pass(network, batch, *which) for kind, which in KINDS.items()}
+        kinds = {kind: which for kind, which in KINDS.items() if has_unit() or not which[2]}
+        ways = {kind: training_pass(network, batch, *which) for kind, which in kinds.items()}
         print(f"a step of {name}, batches of {batch} at 32 pixels: {shown(compared(ways, rounds))}")
 
 
@@ -152,7 +160,7 @@ def main() -> None:
         f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, torch {torch.__version__}, Python "
         f"{platform.python_version()}; bf16, channels_last; n = {options.pairs} (layers), {options.steps} (steps); "
         f"load before {os.getloadavg()[0]:.1f}; kernels: {kernels.load() or 'loaded'}, "
-        f"matrix unit: {'yes' if kernels.library and kernels.call('conv_ready') else 'no'}"
+        f"matrix unit: {'yes' if has_unit() else 'no'}"
     )
     norms(options.pairs)
     convolutions(options.pairs)

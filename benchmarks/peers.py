@@ -88,10 +88,8 @@ def main() -> None:
     text = report(f"python benchmarks/peers.py {' '.join(sys.argv[1:])}", job, rounds, busy)
     print(f"\n{text}")
     if options.write:
-        heading = f"## Training beside its peers: {options.workload}" + (
-            " on a GPU" if options.device == "cuda" else ""
-        )
-        put_section(heading, text)
+        where = device_name(choose_device(options.device))
+        put_section(f"## Training beside its peers: {options.workload}, {where}", text)
 
 
 def present(name: str) -> bool:

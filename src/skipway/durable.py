@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+Content = bytes | Iterable[bytes | memoryview]  # whole, or piece by piece
 
-def write_whole(target: Path, content: bytes) -> None:
+
+def write_whole(target: Path, content: Content) -> None:
     """Put a file in its place.
 
     Raises:
@@ -22,10 +25,10 @@ def write_whole(target: Path, content: bytes) -> None:
     sync(target.parent)
 
 
-def write_synced(path: Path, content: bytes) -> None:
+def write_synced(path: Path, content: Content) -> None:
     """Write a file through to the disk. Raises OSError."""
     with path.open("wb") as file:
-        file.write(content)
+        file.writelines([content] if isinstance(content, bytes) else content)
         file.flush()
         os.fsync(file.fileno())
 

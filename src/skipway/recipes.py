@@ -134,9 +134,9 @@ def cifar10_96() -> RunSpec:
         base,
         recipe="cifar10-96",
         network=dataclasses.replace(base.network, stages=stages),
-        augment=dataclasses.replace(base.augment, pad_crop=0.125, cutout=0.375),
-        train=dataclasses.replace(base.train, epochs=24, lr=0.12, label_smoothing=0.1),
-        speed=SpeedSpec(rest_stem=0.3),
+        augment=dataclasses.replace(base.augment, pad_crop=0.125, cutmix=0.3),
+        train=dataclasses.replace(base.train, epochs=36, lr=0.12, label_smoothing=0.1),
+        speed=SpeedSpec(start_size=24, full_size=0.4, rest_stem=0.3),
     )
 
 

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from skipway.data.preprocess import Preprocess
@@ -34,7 +33,7 @@ from skipway.durable import write_whole
 from skipway.errors import InputError
 from skipway.model import Model, read_thresholds
 from skipway.nn.foreign import build_any
-from skipway.nn.weight_files import read_safetensors
+from skipway.nn.weight_files import read_safetensors, safetensors
 from skipway.nn.weights import load_state
 from skipway.spec import RunSpec, from_toml, to_toml
 from skipway.trust import check_trust
@@ -182,7 +181,7 @@ class Run:
         path = self.folder / "weights.safetensors"
         if path.exists():
             state, metadata = read_safetensors(path)
-            self.write_bytes(path.name, save(state, metadata | {"thresholds": text}))
+            write_whole(path, safetensors(state, metadata | {"thresholds": text}))
 
     def weights_of(
         self, state: Mapping[str, Tensor], facts: Mapping[str, Any]
@@ -200,7 +199,7 @@ class Run:
 
     def write_weights(self, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
         """Write weights.safetensors, of what `weights_of` gave."""
-        self.write_bytes("weights.safetensors", save(state, metadata))
+        write_whole(self.folder / "weights.safetensors", safetensors(state, metadata))
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name

@@ -282,6 +282,18 @@ def test_grey_photos_and_small_sets_still_stream_with_one_epoch(tmp_path):
     assert not make_loader(source, plain(source, spec, 8), spec).in_memory
 
 
+def test_what_predictions_were_normalised_by_serves_training_too():
+    preprocess = Preprocess(5, (0.11, 0.22, 0.33), (0.44, 0.55, 0.66))
+    images = torch.rand(2, 3, 5, 5)
+    with torch.inference_mode():
+        want = preprocess.normalise(images)
+    images.requires_grad_()
+    got = preprocess.normalise(images)
+    assert torch.equal(got, want)
+    got.sum().backward()
+    assert images.grad is not None
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("deep", [False, True])
 def test_normalise_gives_the_same_bits_in_both_memory_formats(channels, deep):

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,7 +14,7 @@ import skipway
 from skipway.errors import InputError
 from skipway.nn.layouts import LAYOUTS
 from skipway.nn.network import skeleton
-from skipway.nn.weight_files import read_weights
+from skipway.nn.weight_files import DTYPES, read_weights, safetensors
 from skipway.nn.weights import load_weights, save_weights, to_layout
 from skipway.nn.zoo import ZOO, dilated, find
 
@@ -238,3 +239,19 @@ def test_tensors_that_are_no_weights_are_refused(value, why):
     state = dict(network.state_dict()) | {"head.linear.bias": value}
     with pytest.raises(InputError, match=f"head.linear.bias {why}"):
         load_weights(network, state, new_head=True)
+
+
+def test_a_file_that_is_written_piece_by_piece_is_the_librarys():
+    tensors = {}
+    for kind, dtype in enumerate(DTYPES):
+        values = (torch.arange(12).reshape(3, 4) % 2).to(dtype)
+        tensors |= {f"{kind}.größe": values, f"{kind}.one": values[1, 1].clone(), f"{kind}.none": values[:0].clone()}
+    content = b"".join(bytes(piece) for piece in safetensors(tensors, {"said": 'ü "x"'}))
+    assert (int.from_bytes(content[:8], "little")) % 8 == 0  # so that what follows is aligned
+    found = load(content)
+    assert found.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
+        assert torch.equal(found[key].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8)), key
+    plain = {f"weight.{k}": torch.randn(k + 1, 3) for k in range(4)}
+    assert b"".join(bytes(piece) for piece in safetensors(plain)) == save(plain)

@@ -17,7 +17,7 @@ from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.spec import RunSpec, TrainSpec
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import computes_bf16, keep_freed_memory
-from skipway.training.optim import Average, make_optimizer, schedule, set_lr
+from skipway.training.optim import Average, _bare, _groups, make_optimizer, schedule, set_lr
 from skipway.training.plan import make_plan
 
 SPEC = TrainSpec(lr=0.1, batch_size=8)
@@ -227,3 +227,20 @@ def test_keep_freed_memory_takes_effect_on_linux():
     import sys
 
     assert keep_freed_memory() is (sys.platform == "linux")
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+def test_the_fused_form_takes_the_same_steps(kind):
+    spec = dataclasses.replace(SPEC, optimizer=kind, lr=0.01, weight_decay=0.1)
+    ways = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 3))
+        optimizer = _bare(_groups(network, spec), spec, fused=fused)
+        for step in range(4):
+            optimizer.zero_grad()
+            own = network if step else network[2]  # what has learnt nothing yet comes later: frozen, or dropped
+            own(torch.randn(4, 6 if step else 5)).square().sum().backward()
+            optimizer.step()
+        ways.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.allclose(*ways, rtol=1e-5, atol=1e-6)

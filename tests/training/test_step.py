@@ -363,15 +363,48 @@ def test_kernels_asked_for_that_cannot_be_had_are_refused(photos, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "alone", "micro", "mode"),
-    [("cuda", True, 0, "reduce-overhead"), ("cuda", False, 0, None), ("cuda", True, 8, None), ("cpu", True, 0, None)],
+    ("kind", "alone", "micro", "replays"),
+    [("cuda", True, 0, True), ("cuda", False, 0, False), ("cuda", True, 8, False), ("cpu", True, 0, False)],
 )
-def test_compiled_steps_of_whole_batches_are_replayed_on_one_cuda_device(kind, alone, micro, mode, monkeypatch):
-    modes: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic, mode: modes.append(mode))
+def test_compiled_steps_of_whole_batches_are_replayed_on_one_cuda_device(kind, alone, micro, replays):
     engine = Engine(torch.device(kind), bf16=True, channels_last=True, compiled=True, micro_batch=micro)
-    engine.forward(torch.nn.Identity(), alone=alone)
-    assert modes == [mode]
+    assert engine.replays(alone=alone) is replays
+    assert not replace(engine, compiled=False).replays(alone=alone)
+
+
+@pytest.mark.parametrize("train", [{}, {"label_smoothing": 0.1}, {"loss": "bce"}, {"loss": "focal"}])
+def test_a_replayed_step_holds_network_and_loss_and_gives_the_same(photos, monkeypatch, train):
+    plain = assemble(asked(photos, precision="fp32", **train), quiet()).learner
+    modes: list[Any] = []
+
+    def traced(function, *, dynamic, mode):
+        modes.append(mode)
+        return compiling(function, dynamic=dynamic, backend="aot_eager", fullgraph=True)
+
+    compiling = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(Engine, "replays", lambda self, *, alone: alone)
+    replayed = assemble(asked(photos, precision="fp32", speed={"compile": "on", "kernels": "off"}, **train), quiet())
+    inputs, targets = batch_of(asked(photos))
+    soft = torch.nn.functional.one_hot(targets, 2).float() * 0.8 + 0.1
+    for wanted in (targets, soft):
+        a, b = (learner.learn(inputs, wanted, 0) for learner in (plain, replayed.learner))
+        assert a.right == b.right
+        assert torch.allclose(a.loss, b.loss, atol=1e-5)
+        assert torch.allclose(a.logits, b.logits, atol=1e-3)
+    assert modes == [None, "reduce-overhead"]
+    for own, other in zip(plain.network.parameters(), replayed.learner.network.parameters(), strict=True):
+        assert torch.allclose(own, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(("network", "drawn"), [({}, False), ({"head_dropout": 0.1}, True), ({"drop_path": 0.1}, True)])
+def test_generators_are_seeded_for_networks_that_draw(photos, monkeypatch, network, drawn):
+    seeded: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    learner = assemble(asked(photos, network=network), quiet()).learner
+    seeded.clear()
+    learner.learn(*batch_of(asked(photos)), 0)
+    assert bool(seeded) is drawn
 
 
 def test_bad_numbers_of_a_compiled_step_are_looked_for_without_it(photos):

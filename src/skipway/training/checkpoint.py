@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from skipway.durable import write_synced
 from skipway.errors import InputError
+from skipway.nn.weight_files import safetensors
 from skipway.nn.weights import load_state
 from skipway.run import dense_copies
 from skipway.training.guard import BadNumbers, bad_weights
@@ -115,7 +116,9 @@ def files_of(position: Position, learner: Learner) -> dict[str, Writer]:
         raise BadNumbers(what, "it is in what a checkpoint would hold", ())
     files: dict[str, Writer] = {}
     if world.is_first or shared:
-        files[file_name(world.rank, world.size if shared else 1)] = lambda path: save_file(tensors, path)
+        files[file_name(world.rank, world.size if shared else 1)] = lambda path: write_synced(
+            path, safetensors(tensors)
+        )
     if world.is_first:
         text = json.dumps(asdict(position), indent=1).encode()
         files[POSITION] = lambda path: path.write_bytes(text)

@@ -19,9 +19,12 @@ from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec
 from skipway.nn import kernels
 from skipway.nn.describe import describe
+from skipway.training.loss import Objective
 from skipway.training.machine import compiles, keep_freed_memory, memory_of
 from skipway.training.plan import Plan
 from skipway.training.ways import fastest
+
+Judged = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # inputs, targets -> loss, how many right, logits
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,36 @@ class Engine:
         """A tensor on the device."""
         return sent(tensor, self.device)
 
-    def forward(self, network: nn.Module, *, alone: bool) -> Callable[[Tensor], Tensor]:
-        """How the network is called in training: itself, or its compiled form, which shares its weights.
+    def forward(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        """How the network is called in training: itself, or its compiled form, which shares its weights."""
+        return self._compiled(network, None) if self.compiled else network
 
-        A CUDA device that has the whole batch at once replays a graph of all kernels, which costs next to nothing on
-        the CPU: launched one by one, those of small images take longer to launch than to run.
+    def replays(self, *, alone: bool) -> bool:
+        """Whether a step is one graph of all kernels, replayed: on a CUDA device that has the whole batch at once.
+
+        Launched one by one, the kernels of small images take longer to launch than to run.
 
         Args:
-            network: what computes.
             alone: whether no other process has a part of the batch.
         """
-        if not self.compiled:
-            return network
+        return self.compiled and self.device.type == "cuda" and alone and not self.micro_batch
+
+    def replayed(self, network: nn.Module, objective: Objective) -> Judged:
+        """Network and loss as such a graph. What it returns is overwritten at the next call."""
+
+        def judged(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = network(inputs)
+            return objective.loss(logits, targets), objective.right(logits.detach(), targets), logits.detach()
+
+        return self._compiled(judged, "reduce-overhead")
+
+    @staticmethod
+    def _compiled(function: Callable, mode: str | None) -> Callable:
         import torch._dynamo
 
         torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
-        replayed = self.device.type == "cuda" and alone and not self.micro_batch
-        return torch.compile(network, dynamic=False, mode="reduce-overhead" if replayed else None)
+        return torch.compile(function, dynamic=False, mode=mode)
 
     def done(self) -> None:
         """Give back what compiled steps keep on a device: graphs, and the memory that they hold."""

@@ -15,10 +15,11 @@ from skipway.training.after_step import AfterStep
 from skipway.training.finetune import rate_shares
 from skipway.training.lamb import Lamb
 from skipway.training.muon import Muon, hidden_matrices
+from skipway.training.sharding import is_sharded
 
 
 def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """The optimizer of a spec, over the parameters that want a gradient, in its foreach form.
+    """The optimizer of a spec, over the parameters that want a gradient, in its foreach form; on CUDA fused.
 
     Its state, all tensors by parameter, holds everything that it remembers, slow weights and norms too.
 
@@ -28,22 +29,30 @@ def make_optimizer(network: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer
     groups = _groups(network, spec)
     if not groups:
         raise InputError("the network has no parameters that could learn")
-    optimizer = _bare(groups, spec)
+    fused = not is_sharded(network) and all(p.device.type == "cuda" for group in groups for p in group["params"])
+    optimizer = _bare(groups, spec, fused=fused)
     if spec.lookahead or spec.fixed_norm:
         AfterStep(optimizer, lookahead=spec.lookahead, fixed_norm=spec.fixed_norm)
     return optimizer
 
 
-def _bare(groups: list[dict[str, Any]], spec: TrainSpec) -> torch.optim.Optimizer:
+def _bare(groups: list[dict[str, Any]], spec: TrainSpec, *, fused: bool) -> torch.optim.Optimizer:
+    """Fused is a single kernel for all of a group."""
     if spec.optimizer == "sgd":
         nesterov = spec.nesterov and spec.momentum > 0
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, foreach=True)
+        sgd = torch.optim.SGD(
+            groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, foreach=not fused, fused=fused
+        )
+        if spec.momentum and fused:  # which wants it of all or of none; from 0 the first step is the same
+            for p in (p for group in groups for p in group["params"]):
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     if spec.optimizer == "muon":
         return Muon(groups, lr=spec.lr)
     if spec.optimizer == "lamb":
         return Lamb(groups, lr=spec.lr)
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    return kinds[spec.optimizer](groups, lr=spec.lr, foreach=True)
+    return kinds[spec.optimizer](groups, lr=spec.lr, foreach=not fused, fused=fused)
 
 
 def _groups(network: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:

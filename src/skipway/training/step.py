@@ -15,7 +15,7 @@ from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec
 from skipway.nn.network import build
 from skipway.spec import RunSpec
-from skipway.training.engine import Engine
+from skipway.training.engine import Engine, Judged
 from skipway.training.finetune import freeze, parts
 from skipway.training.guard import Guard
 from skipway.training.hard import LastLosses, hardest, narrower
@@ -89,6 +89,8 @@ class Learner:
         warmup = round(spec.train.warmup_epochs * steps_per_epoch)
         self.factor = schedule(spec.train, self.total_steps, warmup)
         self.lr_scale = self.share = 1.0
+        own = spec.network if isinstance(spec.network, NetworkSpec) else None
+        self.draws = own is None or bool(own.block_dropout or own.head_dropout or own.drop_path)  # while it computes
         self.guard: Guard | None = None
 
     @property
@@ -137,7 +139,8 @@ class Learner:
     def learn(self, inputs: Tensor, targets: Tensor, step: int) -> Update:
         """One update on inputs (B, C, S, S), normalised, and targets (B,) or (B, K). Raises BadNumbers."""
         train = self.spec.train
-        randomness.seed_network(seed=train.seed, step=step, rank=self.world.rank)
+        if self.draws:
+            randomness.seed_network(seed=train.seed, step=step, rank=self.world.rank)
         self._set_modes(step)
         lr = train.lr * self.factor(step) * self.lr_scale
         set_lr(self.optimizer, lr)
@@ -181,13 +184,16 @@ class Learner:
         losses, rights, outputs = [], [], []
         for number, (x, y) in enumerate(parts, 1):
             with self._averaged(number == count):
-                logits = self._computed(x)
-                loss = self.objective.loss(logits, y) * (len(x) / len(inputs))
+                loss, right, logits = self.judged(x, y)
+                if count > 1:
+                    loss = loss * (len(x) / len(inputs))
                 alone = self.world.size == 1  # else the mean over processes is to be that over the whole batch
                 (loss if alone else loss * (self.share * self.world.size)).backward()
             losses.append(loss.detach())
-            outputs.append(logits.detach())
-            rights.append(self.objective.right(outputs[-1], y))
+            outputs.append(logits)
+            rights.append(right)
+        if count == 1:  # the fewest kernels
+            return losses[0].clone(), rights[0].clone(), outputs[0].clone()
         return torch.stack(losses).sum(), torch.stack(rights).sum(), torch.cat(outputs)
 
     def use(self, engine: Engine) -> None:
@@ -196,7 +202,9 @@ class Learner:
         all_used = isinstance(network, NetworkSpec) and not (network.drop_path and network.drop_path_by == "batch")
         own = is_sharded(self.network)  # which averages gradients by itself
         self.parallel = self.network if own else self.world.wrapped(self.network, all_used=all_used)
-        self.engine, self.forward = engine, engine.forward(self.parallel, alone=self.world.size == 1)
+        self.engine, self.forward = engine, engine.forward(self.parallel)
+        as_one = engine.replays(alone=self.world.size == 1)
+        self.judged: Judged = engine.replayed(self.parallel, self.objective) if as_one else self._judged
         if self.proxy:
             self.proxy.use(engine)
 
@@ -206,6 +214,11 @@ class Learner:
             self.parallel.set_requires_gradient_sync(last)  # pyrefly: ignore[not-callable]
         wait = isinstance(self.parallel, DistributedDataParallel) and not last
         return self.parallel.no_sync() if wait else contextlib.nullcontext()  # pyrefly: ignore[not-callable]
+
+    def _judged(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss (), how many images were right (), the logits (B, K)."""
+        logits = self._computed(inputs)
+        return self.objective.loss(logits, targets), self.objective.right(logits.detach(), targets), logits.detach()
 
     def _computed(self, inputs: Tensor) -> Tensor:
         """The network's logits, as in training."""
@@ -228,11 +241,13 @@ class Learner:
         The stem alone rests from `rest_stem` on, the first part of progressive freezing (Brock et al. 2017,
         arXiv:1706.04983).
         """
-        self.network.train()
+        if not self.network.training:  # which goes through all modules
+            self.network.train()
         before = self.frozen
         if self.thaw_step and step >= self.thaw_step and self.resting:
             self._rest(False)
             self.frozen, self.resting = [], []
+            self.network.train()
         if step >= self.spec.speed.rest_stem * self.total_steps and not self.frozen:
             self.frozen = freeze(self.network, parts(self.network)[0].name)
         if self.frozen is not before and self.world.size > 1:

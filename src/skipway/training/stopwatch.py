@@ -72,24 +72,24 @@ def parts_of(learner: Learner, step: Callable[[], object], seconds: float) -> di
         seconds: for so long, three steps at the least.
 
     Returns:
-        input (augmentation, normalisation), forward, backward (and the loss), update.
+        input (augmentation, normalisation), forward (and the loss), backward, update.
     """
     device = learner.engine.device
-    forward, marks, rows = learner.forward, {"first": 0.0, "forward": 0.0, "optimizer": 0.0}, []
+    judged, marks, rows = learner.judged, {"first": 0.0, "forward": 0.0, "optimizer": 0.0}, []
 
     def now() -> float:
         synchronise(device)
         return time.perf_counter()
 
-    def watched(inputs: Tensor) -> Tensor:
+    def watched(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         started = now()
         marks["first"] = marks["first"] or started
-        outputs = forward(inputs)
+        outputs = judged(inputs, targets)
         marks["forward"] += now() - started
         return outputs
 
     hook = learner.optimizer.register_step_pre_hook(lambda *_: marks.update(optimizer=now()))
-    learner.forward = watched
+    learner.judged = watched
     begun = now()
     while len(rows) < LEAST or now() - begun < seconds:
         marks.update(first=0.0, forward=0.0)
@@ -97,7 +97,7 @@ def parts_of(learner: Learner, step: Callable[[], object], seconds: float) -> di
         step()
         end, first, optimizer = now(), marks["first"], marks["optimizer"]
         rows.append((first - started, marks["forward"], optimizer - first - marks["forward"], end - optimizer))
-    learner.forward = forward
+    learner.judged = judged
     hook.remove()
     names = ("input", "forward", "backward", "update")
     return {name: 1000 * statistics.median(part) for name, part in zip(names, zip(*rows, strict=True), strict=True)}

@@ -123,15 +123,16 @@ class Augment:
     def _flip_and_crop(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """(B, C, H, W) -> (B, C, S, S)."""
         u = self.draw(indices, epoch, "crop", 3)  # (B, 3): top, left, flip
-        flips = sent(self._flips(u[:, 2], indices, epoch), images.device) if self.spec.flip else None
+        flips = self._flips(u[:, 2], indices, epoch) if self.spec.flip else None
+        pad = 0 if self.spec.random_resized_crop else int(images.shape[-1] * self.spec.pad_crop + 0.5)
+        if pad:
+            start = (u[:, :2] * (2 * pad + 1)).long()  # (B, 2) in 0 .. 2 pad
+            return pad_and_crop(images, start, pad=pad, mode=self.spec.pad_mode, flips=flips)
+        flips = None if flips is None else sent(flips, images.device)
         if self.spec.random_resized_crop:
             draws = self.draw(indices, epoch, "resized crop", 2 * TRIES + 2)
             box = boxes(draws, self.spec.random_resized_crop, images.shape[-1])
             return resized_crop(images, sent(box, images.device), self.image_size, flips)
-        pad = int(images.shape[-1] * self.spec.pad_crop + 0.5)
-        if pad:
-            start = (u[:, :2] * (2 * pad + 1)).long()  # (B, 2) in 0 .. 2 pad
-            return pad_and_crop(images, sent(start, images.device), pad=pad, mode=self.spec.pad_mode, flips=flips)
         return images if flips is None else flip(images, flips)
 
     def _flips(self, u: Tensor, indices: Tensor, epoch: int) -> Tensor:

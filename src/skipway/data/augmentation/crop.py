@@ -4,13 +4,14 @@ Windows are gathered row by row: in a batch whose channels lie side by side, a r
 Random resized crops are two matrix products, over rows and over columns, with weights of each sample's own. Their
 numbers are whole ones, so that sums are exact and the bits depend on no batch size and no order of summation.
 
-Images on an accelerator are cut there, all in one gather. What was drawn for them comes from the CPU.
+Images on an accelerator are cut there, all in one gather. Which pixels comes from the CPU.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from skipway.data.sending import sent
 from skipway.data_spec import AugmentSpec
 
 TRIES = 10  # boxes drawn until one fits into the image; then the whole image, as torchvision does
@@ -66,7 +67,7 @@ def pad_and_crop(images: Tensor, start: Tensor, *, pad: int, mode: str, flips: T
     """A window of each padded image, mirrored where `flips` says so.
 
     Args:
-        images: (B, C, S, S) of any type.
+        images: (B, C, S, S) of any type; alone they may be on an accelerator.
         start: (B, 2) int64, top and left of the window in the padded image, 0 to 2 * pad.
         pad: pixels on each side.
         mode: "zero" (of deep images: their least value, which is black) or "reflect".
@@ -96,18 +97,30 @@ def flipped(images: Tensor, flips: Tensor) -> Tensor:
 
 
 def gathered(images: Tensor, start: Tensor, *, pad: int, mode: str, flips: Tensor | None = None) -> Tensor:
-    """`pad_and_crop` as one gather: each pixel of each window is asked for by itself."""
+    """`pad_and_crop` where the images are, as one gather; which rows and columns is worked out on the CPU.
+
+    So few kernels are launched: of small images each takes longer to launch than to run.
+    """
     size, device = images.shape[-1], images.device
-    places = start[:, :, None] + torch.arange(-pad, size - pad, device=device)  # (B, 2, S)
-    lines, across = places[:, 0, :, None], places[:, 1, None]  # (B, S, 1), (B, 1, S)
-    across = across if flips is None else torch.where(flips[:, None, None], across.flip(2), across)
+    places = start[:, :, None] + torch.arange(size)  # (B, 2, S): rows and columns of the padded image
+    if flips is not None:
+        places[:, 1] = torch.where(flips[:, None], places[:, 1].flip(1), places[:, 1])
+    if mode == "reflect":
+        places = _reflected(places - pad, size)
+    else:
+        images = _in_black(images, pad)
+    rows, columns = sent(places.transpose(0, 1).contiguous(), device)  # (B, S) each
     number = torch.arange(len(images), device=device)[:, None, None]
-    picked = images.permute(0, 2, 3, 1)[number, _reflected(lines, size), _reflected(across, size)]  # (B, S, S, C)
-    if mode == "zero":
-        inside = (lines >= 0) & (lines < size) & (across >= 0) & (across < size)
-        black = 0 if images.dtype == torch.uint8 else images.amin((1, 2, 3)).view(-1, 1, 1, 1)
-        picked = torch.where(inside[..., None], picked, black)
-    return picked.permute(0, 3, 1, 2)
+    return images.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def _in_black(images: Tensor, pad: int) -> Tensor:
+    """(B, C, S, S) -> (B, C, S + 2 pad, S + 2 pad), channels_last in memory."""
+    black = images.new_zeros(()) if images.dtype == torch.uint8 else images.amin((1, 2, 3), keepdim=True)
+    side = images.shape[-1] + 2 * pad
+    padded = images.new_empty((*images.shape[:2], side, side)).contiguous(memory_format=torch.channels_last)
+    padded.copy_(black.expand_as(padded))[..., pad:-pad, pad:-pad] = images
+    return padded
 
 
 def _reflected(place: Tensor, size: int) -> Tensor:
