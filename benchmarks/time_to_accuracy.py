@@ -62,7 +62,6 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "batch norm's momentum 0.1": {"network": {"norm_momentum": 0.1}},
     "images from 24 pixels on": {"speed": {"start_size": 24, "full_size": 0.4}},
     "the harder half, by a small network": {"speed": {"keep_hard": 0.5, "hard_by": "proxy"}},
-    "the harder half, by its own loss": {"speed": {"keep_hard": 0.5, "hard_by": "network"}},
     "the harder half, by its last loss": {"speed": {"keep_hard": 0.5, "hard_by": "last"}},
     "stochastic depth that skips work": {"network": {"drop_path": 0.1, "drop_path_by": "batch"}},
     "scored at 36 pixels": {"data": {"test_size": 36}},

@@ -31,10 +31,10 @@ class SpeedSpec:
     keep_hard: float = option(
         1.0, "share of a batch that is learnt from: the images with the largest loss", low=0.01, high=1
     )
-    hard_by: Literal["network", "proxy", "last"] = option(
-        "proxy",
-        "keep_hard: whose loss says what is hard: the network's own, a small one's that learns beside it, or the one "
-        "that the image had when it was last learnt from, which costs nothing",
+    hard_by: Literal["last", "proxy"] = option(
+        "last",
+        "keep_hard: which loss says what is hard: the one that an image had when it was last learnt from, which costs "
+        "nothing, or that of a small network that learns beside it",
     )
     freeze_norms: float = option(
         1.0, "share of the run after which batch norms use their running statistics", low=0, high=1

@@ -264,7 +264,7 @@ def test_a_real_limit_of_memory(photos, tmp_path):
 def test_report_of_a_step_that_learns_from_part_of_its_batch(photos, tmp_path, monkeypatch):
     plant(monkeypatch, 2, "loss")
     wanted = settings()
-    wanted["speed"] = {"keep_hard": 0.5, "hard_by": "network"}
+    wanted["speed"] = {"keep_hard": 0.5, "hard_by": "proxy"}
     with pytest.raises(InputError, match="no finite number"):
         train(photos, tmp_path / "run", wanted)
     assert json.loads((tmp_path / "run" / recovery.REPORT).read_text())["num_samples"] == 8

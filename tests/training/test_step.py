@@ -142,16 +142,15 @@ def test_freezing_for_some_epochs_then_everything_learns(photos, tmp_path, monke
     assert same(weights(whole), weights(resumed))
 
 
-@pytest.mark.parametrize("by", ["network", "proxy"])
-def test_hard_images_are_those_with_the_largest_loss(photos, by):
-    learner = assemble(asked(photos, speed={"keep_hard": 0.25, "hard_by": by}, precision="fp32"), quiet()).learner
+def test_hard_images_are_those_with_the_largest_loss(photos):
+    learner = assemble(asked(photos, speed={"keep_hard": 0.25, "hard_by": "proxy"}, precision="fp32"), quiet()).learner
     inputs, targets = batch_of(asked(photos), 16)
-    judge = learner.proxy if by == "proxy" else learner
+    judge = learner.proxy
     assert judge is not None
-    judge.network.train(by == "proxy")
+    judge.network.train()
     with torch.no_grad():
         losses = torch.nn.functional.cross_entropy(judge.network(inputs), targets, reduction="none")
-    hard, labels = learner._hard(inputs, targets, 0)
+    hard, labels = learner._hard(judge, inputs, targets, 0)
     chosen = losses.topk(4).indices.sort().values
     assert torch.equal(hard, inputs[chosen])
     assert torch.equal(labels, targets[chosen])
@@ -206,10 +205,12 @@ def test_last_losses_grow_with_the_indices():
 def test_proxy_of_anothers_network_is_refused(photos):
     plan = make_plan(
         compose(
-            str(photos), settings=tiny() | {"speed": {"keep_hard": 0.5}, "network": {"name": "torchvision:resnet18"}}
+            str(photos),
+            settings=tiny()
+            | {"speed": {"keep_hard": 0.5, "hard_by": "proxy"}, "network": {"name": "torchvision:resnet18"}},
         )
     )
-    with pytest.raises(InputError, match="--hard-by network"):
+    with pytest.raises(InputError, match="--hard-by last"):
         assemble(plan, quiet())
 
 

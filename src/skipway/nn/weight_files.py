@@ -86,7 +86,7 @@ def safetensors(
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for key in order:
-        yield memoryview(tensors[key].reshape(-1).view(torch.uint8).numpy())
+        yield tensors[key].reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,6 +1,7 @@
 """From a plan to its loader: images that are decoded once, with a bar meanwhile and a question before a large cache."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -14,6 +15,8 @@ from skipway.data.loader import Batch, Loader, make_loader
 from skipway.data.preprocess import Preprocess, normalised, scored_size
 from skipway.errors import InputError
 from skipway.training.plan import Plan
+
+SLOW = 0.25  # share of an epoch's time from which waiting for images is worth a word
 
 
 def open_loaders(plan: Plan, preprocess: Preprocess, console: Console) -> tuple[Loader, Loader]:
@@ -75,6 +78,39 @@ def settle_preprocess(plan: Plan, loader: Loader) -> tuple[Preprocess, list[str]
     given = plan.given.normalisation if plan.given else None
     settled, said = normalised(loader, plan.splits.train, plan.spec.data, given)
     return settled.resized(scored_size(plan.spec.data)), [said] if said else []
+
+
+class Waiting:
+    """How long training waits for its images; said once, where it is a good part of the time."""
+
+    def __init__(self) -> None:
+        self.seconds, self._epochs, self._said = 0.0, 0, False
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches."""
+        left = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(left, None)
+            self.seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def notes(self, trained: float, loader: Loader) -> list[str]:
+        """What is to be said after an epoch.
+
+        Args:
+            trained: seconds of its steps.
+            loader: whose images they were.
+        """
+        share, self.seconds = self.seconds / max(trained, 1e-9), 0.0
+        self._epochs += 1
+        if share < SLOW or self._epochs == 1 or self._said:  # in the first, processes that read start
+            return []
+        self._said = True
+        help = "" if loader.in_memory else "; --cache on decodes them once, more --workers use more processor cores"
+        return [f"{share:.0%} of the epoch's time went by waiting for images{help}"]
 
 
 def in_step(batches: Iterable[Batch], count: int, *, least: int, together: bool) -> Iterator[tuple[int, Batch | None]]:

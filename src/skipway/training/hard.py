@@ -1,7 +1,7 @@
 """Hard examples: the images of a batch with the largest loss, from which alone a step learns, and who says so.
 
-"network" and "proxy" look at the batch (step.py). "last" remembers, which costs no forward pass; on an accelerator each
-step then waits for its losses.
+"last" remembers, which costs no forward pass; on an accelerator each step then waits for its losses. "proxy" looks at
+the batch (step.py).
 """
 
 import dataclasses

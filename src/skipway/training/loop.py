@@ -30,7 +30,7 @@ from skipway.training import beginning, ending
 from skipway.training.assemble import Begun, assemble
 from skipway.training.checkpoint import Position, files_of, load_newest
 from skipway.training.facts import bad_files_note
-from skipway.training.feeding import in_step
+from skipway.training.feeding import Waiting, in_step
 from skipway.training.guard import BadNumbers, Guard, is_out_of_memory
 from skipway.training.place import Before
 from skipway.training.plan import Plan
@@ -105,7 +105,7 @@ class Trainer:
         meet = world.circle() if is_sharded(self.learner.network) else None  # each process has its part to save
         self.vault, self.saver = Vault(folder, meet, is_first=world.is_first), Saver()
         self.position, self.writes = Position(), meet is not None or world.is_first
-        self.skipped, self.saved_batches, self.saving_s = 0, 0, 0.0
+        self.skipped, self.saved_batches, self.saving_s, self.waiting = 0, 0, 0.0, Waiting()
         if plan.device.type == "cpu" or spec.safety.bad_numbers != "stop":  # which waits for the device at each step
             self.learner.guard = Guard(self.learner.network)
         if before:
@@ -189,9 +189,9 @@ class Trainer:
         if self.world.is_first:
             self.run.append_lines("metrics.jsonl", [row])
         self._save(self.position, best={"epoch": epoch, f"val_{self.task.name}": scores.main} if is_best else None)
-        for note in self.trackers.epoch(records.rows, row):
-            view.say(f"  {note}", style="yellow")
         view.end_epoch(row, self.position.best_score, is_best=is_best)
+        for note in self.trackers.epoch(records.rows, row) + self.waiting.notes(trained, self.train_loader):
+            view.say(f"  {note}", style="yellow")
         self.records = Records(self.run, self.world, epoch * self.plan.steps_per_epoch, epoch + 1)
 
     def _steps(self, epoch: int, view: View, stop: Stops) -> None:
@@ -202,7 +202,8 @@ class Trainer:
         own = left if world.size == 1 else torch.cat([world.part(batch) for batch in left.split(batch_size)] or [left])
         started, before = time.perf_counter(), records.seen
         batches = self.train_loader.batches(own, len(world.part(torch.arange(batch_size)))) if len(left) else iter(())
-        for number, batch in in_step(batches, per_epoch - first, least=min(batch_size, 2), together=world.size > 1):
+        watched = self.waiting.watch(batches)
+        for number, batch in in_step(watched, per_epoch - first, least=min(batch_size, 2), together=world.size > 1):
             self._settle(stop)
             if batch is not None:
                 self._one(batch, view)

@@ -128,8 +128,8 @@ class Learner:
         inputs, targets = augment.mix(preprocess.normalise(pixels), batch, epoch)
         inputs = inputs.contiguous(memory_format=self.engine.layout)
         targets = self.engine.send(targets)
-        if self.spec.speed.keep_hard < 1 and not self.last:
-            inputs, targets = self._hard(inputs, targets, step)
+        if self.proxy:
+            inputs, targets = self._hard(self.proxy, inputs, targets, step)
         made = self.learn(inputs, targets, step)
         if self.last:
             found = batch.indices, self.objective.hardness(made.logits, targets).float().cpu()
@@ -157,19 +157,14 @@ class Learner:
             self.average.update(self.network, step)
         return Update(loss, right, len(inputs), lr, logits)
 
-    def _hard(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _hard(self, proxy: "Learner", inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The images with the largest loss, as many as `keep_hard` says, in their order.
 
         The proxy learns from the whole batch, and its loss there chooses (Jordan 2024, arXiv:2404.00498, section 5.2,
-        after Mindermann et al. 2022, arXiv:2206.07137); without one the network's own chooses, in evaluation mode.
+        after Mindermann et al. 2022, arXiv:2206.07137).
         """
-        if self.proxy:
-            self.proxy.share = self.share
-            logits = self.proxy.learn(inputs, targets, step).logits
-        else:
-            self.network.eval()
-            with torch.no_grad(), self.engine.computing():
-                logits = self.network(inputs)
+        proxy.share = self.share
+        logits = proxy.learn(inputs, targets, step).logits
         chosen = hardest(self.objective.hardness(logits, targets), self.spec.speed.keep_hard)
         return inputs[chosen].contiguous(memory_format=self.engine.layout), targets[chosen]
 
@@ -273,7 +268,7 @@ def make_proxy(
         return None
     if not isinstance(spec.network, NetworkSpec):
         raise InputError(
-            "speed.hard_by proxy makes a narrower network, of skipway's own alone; --hard-by network, or last"
+            "speed.hard_by proxy makes a narrower network, of skipway's own alone; --hard-by last takes any"
         )
     small = narrower(spec.network)
     speed = dataclasses.replace(spec.speed, keep_hard=1.0)
