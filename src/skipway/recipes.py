@@ -121,11 +121,11 @@ def cifar10_94() -> RunSpec:
 
 
 def cifar10_96() -> RunSpec:
-    """CIFAR-10 towards 96%: cifar10-94's network, wider and with two blocks a stage, on whole batches with cutout.
+    """CIFAR-10 towards 96%: cifar10-94's network, wider, two blocks a stage, on whole batches that grow, with cutmix.
 
-    After Jordan 2024 (arXiv:2404.00498, section 5.2), whose network reaches 96% in 3.1 PFLOP. This one does not yet:
-    one seed on two cores of an EPYC without a matrix unit gave 94.79% on test, 95.62% over views flipped and shifted,
-    in 105 minutes of training, T x C / 776 = 7.94 (benchmarks/results.md).
+    After Jordan 2024 (arXiv:2404.00498, section 5.2), whose network reaches 96% in 3.1 PFLOP. This one is not known to:
+    in full it was run with cutout on images of full size for 24 epochs, which on two cores of an EPYC without a matrix
+    unit gave 94.79% on test, 95.62% over views flipped and shifted, in 105 minutes (one seed; benchmarks/results.md).
     """
     base = cifar10_94()
     assert isinstance(base.network, NetworkSpec)

@@ -116,9 +116,8 @@ def files_of(position: Position, learner: Learner) -> dict[str, Writer]:
         raise BadNumbers(what, "it is in what a checkpoint would hold", ())
     files: dict[str, Writer] = {}
     if world.is_first or shared:
-        files[file_name(world.rank, world.size if shared else 1)] = lambda path: write_synced(
-            path, safetensors(tensors)
-        )
+        own = file_name(world.rank, world.size if shared else 1)
+        files[own] = lambda path: write_synced(path, safetensors(tensors))
     if world.is_first:
         text = json.dumps(asdict(position), indent=1).encode()
         files[POSITION] = lambda path: path.write_bytes(text)

@@ -94,7 +94,7 @@ class Engine:
         def judged(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 logits = network(inputs)
-            return objective.loss(logits, targets), objective.right(logits.detach(), targets), logits.detach()
+            return objective.judged(logits, targets)
 
         return self._compiled(judged, "reduce-overhead")
 

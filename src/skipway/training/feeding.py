@@ -109,8 +109,8 @@ class Waiting:
         if share < SLOW or self._epochs == 1 or self._said:  # in the first, processes that read start
             return []
         self._said = True
-        help = "" if loader.in_memory else "; --cache on decodes them once, more --workers use more processor cores"
-        return [f"{share:.0%} of the epoch's time went by waiting for images{help}"]
+        way_out = "" if loader.in_memory else "; --cache on decodes them once, more --workers use more processor cores"
+        return [f"{share:.0%} of the epoch's time went by waiting for images{way_out}"]
 
 
 def in_step(batches: Iterable[Batch], count: int, *, least: int, together: bool) -> Iterator[tuple[int, Batch | None]]:

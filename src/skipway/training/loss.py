@@ -38,6 +38,11 @@ class Objective:
     right: Callable[[Tensor, Tensor], Tensor]
     hardness: Callable[[Tensor, Tensor], Tensor]
 
+    def judged(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss (), how many images are right (), and the logits (B, K) without their gradient."""
+        seen = logits.detach()
+        return self.loss(logits, targets), self.right(seen, targets), seen
+
 
 @dataclass(frozen=True)
 class DecisionWeights:

@@ -212,8 +212,7 @@ class Learner:
 
     def _judged(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss (), how many images were right (), the logits (B, K)."""
-        logits = self._computed(inputs)
-        return self.objective.loss(logits, targets), self.objective.right(logits.detach(), targets), logits.detach()
+        return self.objective.judged(self._computed(inputs), targets)
 
     def _computed(self, inputs: Tensor) -> Tensor:
         """The network's logits, as in training."""

@@ -118,7 +118,8 @@ def _in_black(images: Tensor, pad: int) -> Tensor:
     """(B, C, S, S) -> (B, C, S + 2 pad, S + 2 pad), channels_last in memory."""
     black = images.new_zeros(()) if images.dtype == torch.uint8 else images.amin((1, 2, 3), keepdim=True)
     side = images.shape[-1] + 2 * pad
-    padded = images.new_empty((*images.shape[:2], side, side)).contiguous(memory_format=torch.channels_last)
+    shape, last = (*images.shape[:2], side, side), torch.channels_last
+    padded = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=last)
     padded.copy_(black.expand_as(padded))[..., pad:-pad, pad:-pad] = images
     return padded
 
