@@ -1,6 +1,6 @@
 """What skipway's own kernels, and its strips of small images, gain on a CPU: layer by layer and in a training step.
 
-    python benchmarks/kernels.py [--pairs 9] [--steps 3]
+    python benchmarks/kernels.py [--pairs 9] [--steps 7]
 
 Layers: norm, addition and activation of batches in bf16, channels_last, forward and backward, beside PyTorch's own
 modules; 3x3 convolutions in strips and on the matrix unit beside F.conv2d. Steps: whole training steps of a network, as

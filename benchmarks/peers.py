@@ -10,8 +10,10 @@ Peers: plain PyTorch loops over timm's and torchvision's network, Lightning's Tr
 defaults and again hand-tuned (contenders.py says how). skipway comes as `skipway.train` does. The order turns round
 with each round; before a round the machine must be idle, else it is waited for, then warned about. Warm-up is left out
 of the speed: start-up is from the start of the process, with imports, reading and compilation, to the first step that
-counts. Caches are empty, but with --warm, which keeps what a contender compiled for its later rounds. Memory is the
-process's peak resident set and what its children hold for themselves.
+counts; skipway's holds its whole first epoch, validation and checkpoint too, since its records begin there. Its speed
+is that of the steps of all later epochs; no peer validates or saves, and what it takes for that is left out. Caches are
+empty, but with --warm, which keeps what a contender compiled for its later rounds. Memory is the process's peak
+resident set and what its children hold for themselves.
 --write puts the table into results.md in place of its section there.
 """
 

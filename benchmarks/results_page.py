@@ -1,5 +1,6 @@
 """results.md: a section for each benchmark, put in place of what stands under its heading; which machine it was."""
 
+import datetime
 import os
 import platform
 import re
@@ -33,6 +34,7 @@ def replaced(text: str, heading: str, section: str) -> str:
 
 
 def machine() -> str:
-    """What figures hold for."""
+    """What figures hold for, and of which day they are."""
     device = device_name(torch.device("cpu"))
-    return f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{device}, {os.cpu_count()} cores, {versions}, {datetime.date.today()}"

@@ -10,8 +10,8 @@ the backward pass runs, so it is an upper bound of the cost.
 """
 
 import argparse
+import dataclasses
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,14 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from results_page import put_section
+from results_page import machine, put_section
 
 from skipway.nn.describe import describe
+from skipway.nn.zoo import find
 from skipway.run import Run
-from skipway.training.machine import device_name
 
-BATCH, IMAGES, SIZE = 256, 2048, 32
+BATCH, IMAGES, SIZE, CLASSES = 256, 2048, 32, 10
 LINKS = (("10 Gbit/s Ethernet", 1.25e9, 50e-6), ("100 Gbit/s Ethernet", 12.5e9, 10e-6), ("400 Gbit/s", 50e9, 5e-6))
 WORKERS = (8, 64, 512)
 
@@ -55,10 +54,10 @@ def main() -> None:
 
 def write_images(folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    arrays = {"classes": np.array([f"class {i}" for i in range(10)])}
+    arrays = {"classes": np.array([f"class {i}" for i in range(CLASSES)])}
     for split, count in (("train", IMAGES), ("val", BATCH)):
         arrays[f"x_{split}"] = rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-        arrays[f"y_{split}"] = np.arange(count) % 10
+        arrays[f"y_{split}"] = np.arange(count) % CLASSES
     path = folder / "random.npz"
     np.savez(path, **arrays)
     return path
@@ -78,9 +77,8 @@ def report(found: dict[int, list[float]], options: argparse.Namespace) -> list[s
     """Both tables."""
     command = f"`python benchmarks/scaling.py --network {options.network} --rounds {options.rounds} --epochs "
     command += f"{options.epochs}`"
-    machine = f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, torch {torch.__version__}"
     lines = [
-        f"{command} ({machine}, Python {platform.python_version()}; {SIZE} pixels, batches of {BATCH}; n = "
+        f"{command} ({machine()}; {SIZE} pixels, batches of {BATCH}; n = "
         f"{options.rounds} runs that alternate; medians, in brackets the extremes)",
         "",
         "| | images/s |",
@@ -90,7 +88,8 @@ def report(found: dict[int, list[float]], options: argparse.Namespace) -> list[s
         "",
         f"two / one: {statistics.median(b / a for a, b in zip(found[1], found[2], strict=True)):.2f}",
     ]
-    parameters = describe(options.network, image_size=SIZE).parameters
+    trained = dataclasses.replace(find(options.network), stem="cifar", num_classes=CLASSES)
+    parameters = describe(trained, image_size=SIZE).parameters
     step = BATCH / statistics.median(found[1])
     lines += [
         "",

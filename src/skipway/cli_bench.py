@@ -29,8 +29,9 @@ def bench(
 ) -> int:
     """Measure this machine, and how fast NETWORK trains and answers on it: images/s, parts of a step, share of peak.
 
-    The run's own step on random images, with what a long run of these settings would choose. Nothing is kept, unless
-    --keep: then the ways to compute it are compared, and later runs like it, on this machine, take the fastest.
+    The run's own step on random images, with what a run of 200,000 such steps would choose. Of the data's flags
+    --image-size applies. Nothing is kept, unless --keep: then the ways to compute it are compared, and later runs
+    like it, on this machine, take the fastest.
 
     **Examples**
 

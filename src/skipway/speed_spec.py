@@ -8,10 +8,13 @@ from skipway.fields import check, option
 
 @dataclass(frozen=True)
 class SpeedSpec:
-    """The engine's choices (left open, it measures and says what it took), then tricks, each off by default."""
+    """The engine's choices (left open, by rules or by what `bench --keep` measured; it says what it took), then tricks.
+
+    Each trick is off by default.
+    """
 
     compile: Literal["auto", "on", "off"] = option(
-        "auto", "compile the network; auto: where there is a compiler and the run is long enough to pay for it"
+        "auto", "compile the network; auto: on CUDA with a compiler, where the run is long enough to pay for it"
     )
     kernels: Literal["auto", "on", "off"] = option(
         "auto",
@@ -33,8 +36,8 @@ class SpeedSpec:
     )
     hard_by: Literal["last", "proxy"] = option(
         "last",
-        "keep_hard: which loss says what is hard: the one that an image had when it was last learnt from, which costs "
-        "nothing, or that of a small network that learns beside it",
+        "keep_hard: which loss says what is hard: the one that an image had when it was last learnt from, which takes "
+        "no arithmetic, or that of a small network that learns beside it",
     )
     freeze_norms: float = option(
         1.0, "share of the run after which batch norms use their running statistics", low=0, high=1

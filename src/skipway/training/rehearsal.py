@@ -25,7 +25,7 @@ from skipway.training.plan import make_plan
 
 BATCH = 128  # what a run takes that has images enough
 BATCHES = 2
-EPOCHS = 3000  # the engine is to choose as for a run of 6,000 steps
+EPOCHS = 100_000  # the engine is to choose as for a long run
 OPEN = {"data": {"image_size"}}  # fields of a section that apply, where not all do
 CLOSED = {"train": {"epochs", "weights", "freeze", "track"}, "speed": {"start_size", "keep_hard"}}
 
