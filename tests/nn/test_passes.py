@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from batches import distance, images
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import skipway
 from skipway.network_spec import NetworkSpec
@@ -113,3 +114,9 @@ def test_blur_in_bfloat16_is_that_in_float32_rounded_once(autocast):
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     (dx,), (dz,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(z, exact, dy.float())
     assert torch.equal(dx, dz.to(dx.dtype))
+
+
+def test_blur_sends_nothing_to_a_device_at_each_step():
+    made = make_fx(BlurPool())(torch.zeros(1, 4, 8, 8)).code
+    assert "lift_fresh" not in made
+    assert not BlurPool().state_dict()

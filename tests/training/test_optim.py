@@ -17,7 +17,7 @@ from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.spec import RunSpec, TrainSpec
 from skipway.training.loss import cross_entropy, num_right
 from skipway.training.machine import computes_bf16, keep_freed_memory
-from skipway.training.optim import Average, _bare, _groups, make_optimizer, schedule, set_lr
+from skipway.training.optim import Average, _bare, _groups, from_zero, make_optimizer, schedule, set_lr
 from skipway.training.plan import make_plan
 
 SPEC = TrainSpec(lr=0.1, batch_size=8)
@@ -242,5 +242,23 @@ def test_the_fused_form_takes_the_same_steps(kind):
             own = network if step else network[2]  # what has learnt nothing yet comes later: frozen, or dropped
             own(torch.randn(4, 6 if step else 5)).square().sum().backward()
             optimizer.step()
+        ways.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.allclose(*ways, rtol=1e-5, atol=1e-6)
+
+
+def test_fused_momentum_that_is_there_in_part_begins_at_0():
+    spec = dataclasses.replace(SPEC, lr=0.01)
+    ways = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+        before = _bare(_groups(network, spec), spec, fused=False)
+        network[1](torch.randn(4, 5)).square().sum().backward()  # the head alone has learnt
+        before.step()
+        after = _bare(_groups(network, spec), spec, fused=fused)
+        after.load_state_dict(after.state_dict() | {"state": before.state_dict()["state"]})
+        from_zero(after)
+        network(torch.randn(4, 6)).square().sum().backward()
+        after.step()
         ways.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.allclose(*ways, rtol=1e-5, atol=1e-6)

@@ -18,16 +18,18 @@ from skipway.data_spec import AugmentSpec
 from skipway.errors import InputError
 from skipway.network_spec import NetworkSpec, StageSpec
 from skipway.nn import kernels
+from skipway.nn.describe import describe
 from skipway.recipes import RECIPES
 from skipway.speed_spec import SpeedSpec
 from skipway.training import loop
 from skipway.training.assemble import assemble
 from skipway.training.checkpoint import Position
-from skipway.training.engine import Engine, choose_engine, engine_of
+from skipway.training.engine import FILLS, ITSELF, Engine, choose_engine, engine_of, fitting
 from skipway.training.guard import BadNumbers, Guard
 from skipway.training.hard import UNSEEN, LastLosses, narrower
-from skipway.training.loop import Trainer
+from skipway.training.loop import Hooks, Trainer
 from skipway.training.plan import Plan, make_plan
+from skipway.training.progress import StopRequested
 from skipway.training.resize import resized, size_at
 from skipway.training.step import Learner
 from skipway.training.vault import Writer
@@ -425,7 +427,9 @@ def test_bad_numbers_of_a_compiled_step_are_looked_for_without_it(photos):
 @pytest.mark.parametrize(("flops", "triton", "compiler", "compiled"),
     [(2e16, True, True, True), (2e16, True, False, False), (2e16, False, True, False), (5e15, True, True, False)])  # fmt: skip
 def test_long_runs_on_cuda_are_compiled_where_that_can_be(photos, monkeypatch, flops, triton, compiler, compiled):
-    plan = replace(asked(photos), device=torch.device("cuda"))
+    plan, thrifty = (
+        replace(asked(photos, network={"checkpoint": on}), device=torch.device("cuda")) for on in (False, True)
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: (triton and name == "triton") or None)
     monkeypatch.setattr("shutil.which", lambda name: (compiler and name == "gcc") or None)
@@ -433,6 +437,37 @@ def test_long_runs_on_cuda_are_compiled_where_that_can_be(photos, monkeypatch, f
     monkeypatch.setattr("skipway.training.engine.memory_of", lambda _: 80 << 30)
     monkeypatch.setattr("skipway.training.engine.fastest", lambda _: None)
     assert choose_engine(plan)[0].compiled is compiled
+    assert not choose_engine(thrifty)[0].compiled  # nothing would be computed again
+    asked_for = replace(thrifty, spec=replace(thrifty.spec, speed=SpeedSpec(compile="on")))
+    engine, said = choose_engine(asked_for)
+    assert engine.compiled
+    assert any("--checkpoint does nothing" in note for note in said)
+
+
+@pytest.mark.parametrize(("kind", "precision", "fits"), [
+    ("cuda", "bf16", True), ("cuda", "fp32", False), ("cpu", "bf16", False), ("cpu", "fp32", False),
+])  # fmt: skip
+def test_a_step_in_bf16_takes_half_of_an_accelerators_memory(photos, monkeypatch, kind, precision, fits):
+    plan = replace(asked(photos, precision=precision), device=torch.device(kind))
+    half = describe(plan.spec.network, image_size=plan.spec.data.image_size).activation_bytes / 2
+    inputs = 4 * 4 * 8 * plan.source.channels * plan.spec.data.image_size**2
+    room = 8 * half * 1.01 / FILLS + (ITSELF + inputs if kind == "cpu" else 0)
+    monkeypatch.setattr("skipway.training.engine.memory_of", lambda _: room)
+    assert (fitting(plan, 8) == 8) is fits
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_gives_back_what_its_steps_hold(photos, tmp_path, monkeypatch, ends):
+    given: list[int] = []
+    monkeypatch.setattr(Learner, "done", lambda _: given.append(1))
+
+    def stop(row: dict[str, Any]) -> None:
+        if not ends:
+            raise StopRequested("enough")
+
+    run = skipway.train(photos, settings=tiny(), out=tmp_path / "run", console=quiet(), hooks=Hooks(on_epoch=stop))
+    assert (run.summary["status"] == "finished") is ends
+    assert given
 
 
 def test_what_graphs_hold_is_given_back_on_cuda_alone(monkeypatch):

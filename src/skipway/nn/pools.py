@@ -11,18 +11,21 @@ from skipway.nn import kernels, passes
 class BlurPool(nn.Module):
     """Every second pixel of the image under a 3x3 binomial filter (Zhang 2019, arXiv:1904.11486). No parameters."""
 
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("line", torch.tensor([0.25, 0.5, 0.25]), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2), rounded up."""
         if x.device.type != "cpu" or kernels.computes_in(x) != torch.bfloat16:
-            return _blurred(x)
+            return self._blurred(x)
         with torch.autocast("cpu", enabled=False):  # the gradient in bfloat16 takes PyTorch ten times as long
-            return _blurred(x.float()).bfloat16()
+            return self._blurred(x.float()).bfloat16()
 
-
-def _blurred(x: Tensor) -> Tensor:
-    line = x.new_tensor([0.25, 0.5, 0.25])
-    filters = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filters, stride=2, groups=x.shape[1])
+    def _blurred(self, x: Tensor) -> Tensor:
+        line = self.line.to(x.dtype)
+        filters = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filters, stride=2, groups=x.shape[1])
 
 
 class AvgPool(nn.AvgPool2d):

@@ -141,8 +141,10 @@ def _compared(asked: RunSpec, seconds: float) -> tuple[tuple[Way, ...], tuple[st
             compiled, kernels = settings["compile"] == "on", settings["kernels"] == "on"
             try:
                 trainer = trainer_of(apply(asked, {"speed": settings}), Path(folder))
-                took = timed(stepper(trainer, batches_of(trainer)), trainer.learner.engine.device, seconds)
-                trainer.learner.engine.done()
+                try:
+                    took = timed(stepper(trainer, batches_of(trainer)), trainer.learner.engine.device, seconds)
+                finally:
+                    trainer.learner.done()
             except RuntimeError as error:  # what the compiler raises
                 why = (str(error).strip() or repr(error)).splitlines()[0]
                 failed.append(f"{way_name(compiled=compiled, kernels=kernels)}: {why}")

@@ -19,6 +19,7 @@ from skipway.nn.weight_files import safetensors
 from skipway.nn.weights import load_state
 from skipway.run import dense_copies
 from skipway.training.guard import BadNumbers, bad_weights
+from skipway.training.optim import from_zero
 from skipway.training.parts import Parts, file_name, opened, read_parts
 from skipway.training.sharding import is_part, is_sharded, like, own_part, own_rows, put_parts
 from skipway.training.step import Learner
@@ -228,6 +229,7 @@ def _put_memory(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
     for parameter, held in learner.optimizer.state.items():  # sums over another memory layout have other bits
         shape = own_part(parameter).shape
         held |= {k: like(parameter, v) for k, v in held.items() if v.shape == shape != ()}
+    from_zero(learner.optimizer)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

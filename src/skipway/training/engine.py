@@ -164,7 +164,7 @@ def choose_engine(plan: Plan, processes: int = 1) -> tuple[Engine, list[str]]:
     if measured:
         compiled, own, said = measured[0].compiled, measured[0].kernels, [measured[1]]
     else:
-        pays = flops > COMPILE_PAYS and compiles(plan.device)
+        pays = flops > COMPILE_PAYS and compiles(plan.device) and not _recomputes(plan)
         compiled = speed.compile == "on" or (speed.compile == "auto" and pays)
         own, said = _choose_kernels(plan, compiled=compiled)
     share = -(-train.batch_size // processes)
@@ -174,6 +174,7 @@ def choose_engine(plan: Plan, processes: int = 1) -> tuple[Engine, list[str]]:
         said.append(f"{micro} images at a time, which fit the memory; batch norm sees those")
     if compiled:
         said.append("the network is compiled: the first step takes longer")
+        said += ["--checkpoint does nothing for it: the compiler decides what is kept"] if _recomputes(plan) else []
     engine = Engine(
         plan.device,
         bf16=train.precision == "bf16",
@@ -202,12 +203,22 @@ def _choose_kernels(plan: Plan, *, compiled: bool) -> tuple[bool, list[str]]:
     return False, [f"without skipway's own kernels, which are faster: {why}"]
 
 
+def _recomputes(plan: Plan) -> bool:
+    return isinstance(plan.spec.network, NetworkSpec) and plan.spec.network.checkpoint
+
+
 def _work(plan: Plan) -> tuple[float, float]:
-    """FLOPs of the run, and bytes that a training step keeps for one image in fp32; 0 where that is not known."""
+    """FLOPs of the run, and bytes that a training step keeps for one image; 0 where that is not known.
+
+    In bfloat16 on an accelerator these are half of those in fp32. On a CPU fp32 counts always: there, more than fits
+    ends the process.
+    """
     if not isinstance(plan.spec.network, NetworkSpec):
         return 0.0, 0.0
     counted = describe(plan.spec.network, image_size=plan.spec.data.image_size)
-    return 3.0 * counted.flops * len(plan.splits.train) * plan.spec.train.epochs, counted.activation_bytes
+    half = plan.device.type != "cpu" and plan.spec.train.precision == "bf16"
+    flops = 3.0 * counted.flops * len(plan.splits.train) * plan.spec.train.epochs
+    return flops, counted.activation_bytes / (2 if half else 1)
 
 
 def fitting(plan: Plan, share: int) -> int:

@@ -151,12 +151,14 @@ class Trainer:
                             self.saver.wait()
                             self.hooks.on_epoch(self.run.metrics()[-1])
                 self.saver.wait()
-                self.learner.engine.done()
+                self.learner.done()
                 ending.finish(self, view, stop)
             except StopRequested as request:
                 self._save_within()
                 self.saver.wait()
                 ending.stopped(self, view, str(request))
+            finally:
+                self.learner.done()
         return self.run
 
     def _epoch(self, epoch: int, view: View, stop: Stops) -> None:

@@ -43,9 +43,7 @@ def _bare(groups: list[dict[str, Any]], spec: TrainSpec, *, fused: bool) -> torc
         sgd = torch.optim.SGD(
             groups, lr=spec.lr, momentum=spec.momentum, nesterov=nesterov, foreach=not fused, fused=fused
         )
-        if spec.momentum and fused:  # which wants it of all or of none; from 0 the first step is the same
-            for p in (p for group in groups for p in group["params"]):
-                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        from_zero(sgd)
         return sgd
     if spec.optimizer == "muon":
         return Muon(groups, lr=spec.lr)
@@ -53,6 +51,14 @@ def _bare(groups: list[dict[str, Any]], spec: TrainSpec, *, fused: bool) -> torc
         return Lamb(groups, lr=spec.lr)
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
     return kinds[spec.optimizer](groups, lr=spec.lr, foreach=not fused, fused=fused)
+
+
+def from_zero(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of fused SGD begins at 0 where there is none: it wants one of all or of none. The steps are the same."""
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
+            for p in group["params"]:
+                optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
 
 def _groups(network: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:
@@ -146,6 +152,5 @@ class Average:
         own, new = self.network.state_dict(), network.state_dict()
         floats = [key for key, value in own.items() if value.is_floating_point()]
         torch._foreach_lerp_([own[k] for k in floats], [new[k] for k in floats], 1 - decay)
-        for key, value in own.items():
-            if not value.is_floating_point():
-                value.copy_(new[key])
+        if counts := [key for key, value in own.items() if not value.is_floating_point()]:
+            torch._foreach_copy_([own[k] for k in counts], [new[k] for k in counts])

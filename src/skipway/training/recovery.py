@@ -105,7 +105,7 @@ def out_of_memory(trainer: "Trainer", error: BaseException, view: View) -> None:
             f"out of memory with {images} images at a time ({what}); start all again, and the run goes on with "
             f"{smaller.micro_batch} at a time"
         ) from error
-    engine.done()
+    trainer.learner.done()
     trainer.learner.use(smaller)
     go_back(trainer)
     view.say(

@@ -203,6 +203,11 @@ class Learner:
         if self.proxy:
             self.proxy.use(engine)
 
+    def done(self) -> None:
+        """Give back gradients, and what compiled steps keep on a device, where these lie."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.done()
+
     def _averaged(self, last: bool) -> contextlib.AbstractContextManager:
         """The context of a micro-batch: gradients are averaged over processes in the last one's backward pass."""
         if is_sharded(self.parallel):

@@ -52,7 +52,15 @@ def cutout(inputs: Tensor, draws: Tensor, share: float) -> Tensor:
 
 def box(top: Tensor, left: Tensor, bottom: Tensor, right: Tensor, size: int) -> Tensor:
     """Which pixels' centres lie in each sample's rectangle; four (B,) -> (B, 1, S, S) bool."""
-    centre = torch.arange(size, device=top.device) + 0.5
-    rows = (centre >= top[:, None]) & (centre < bottom[:, None])  # (B, S)
-    columns = (centre >= left[:, None]) & (centre < right[:, None])
+    return crossed(between(top, bottom, size), between(left, right, size))
+
+
+def between(low: Tensor, high: Tensor, size: int) -> Tensor:
+    """Which of a side's pixels have their centre from `low` on and before `high`; two (B,) -> (B, S) bool."""
+    centre = torch.arange(size, device=low.device) + 0.5
+    return (centre >= low[:, None]) & (centre < high[:, None])
+
+
+def crossed(rows: Tensor, columns: Tensor) -> Tensor:
+    """Which pixels lie in chosen rows and columns; two (B, S) bool -> (B, 1, S, S) bool."""
     return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.data.augmentation.erase import box
+from skipway.data.augmentation.erase import between, crossed
 from skipway.data.sending import sent
 
 
@@ -31,11 +31,11 @@ def mix(inputs: Tensor, targets: Tensor, draws: Tensor, *, mixup: float, cutmix:
     half = size * (1 - keep).sqrt() / 2
     low_y, high_y = (u[:, 2] * size - half).clamp(min=0), (u[:, 2] * size + half).clamp(max=size)
     low_x, high_x = (u[:, 3] * size - half).clamp(min=0), (u[:, 3] * size + half).clamp(max=size)
-    inside = box(low_y, low_x, high_y, high_x, size)  # (B, 1, S, S)
-    pasted = inside.double().mean((1, 2, 3))
+    rows, columns = between(low_y, high_y, size), between(low_x, high_x, size)
+    pasted = rows.sum(1).double() * columns.sum(1) / size**2
     keep = torch.where(cut, 1 - pasted, keep).float()
-    cut, inside, weight = (sent(part, inputs.device) for part in (cut, inside, keep.view(-1, 1, 1, 1)))
-    weight = torch.where(cut[:, None, None, None], (~inside).float(), weight)
+    cut, rows, columns, weight = (sent(part, inputs.device) for part in (cut, rows, columns, keep.view(-1, 1, 1, 1)))
+    weight = torch.where(cut[:, None, None, None], (~crossed(rows, columns)).float(), weight)
     inputs = inputs * weight + inputs.roll(1, 0) * (1 - weight)
     share = sent(keep, targets.device)[:, None]
     return inputs, targets * share + targets.roll(1, 0) * (1 - share)
