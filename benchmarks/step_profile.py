@@ -1,23 +1,25 @@
-"""Where a training step's time goes: its operators in a few groups.
+"""What share of the machine's arithmetic training takes (MFU), and where a step's time goes.
 
-    python benchmarks/step_profile.py [NETWORK] [--image-size 32] [--batch-size 256] [--stem cifar] [--write]
+    python benchmarks/step_profile.py [NETWORK] [--image-size 32] [--batch-size 256] [--stem cifar] [--rounds 5]
+        [--seconds 10] [--peak-tflops P] [--write]
 
-The run's own step on random images, watched by torch.profiler (which itself costs a little); times of an operator are
-without those it calls.
+MFU is what `skipway bench` measures, so many times: three times a forward pass's arithmetic, against the fastest that
+this machine was measured at, or P. Then the same step, watched by torch.profiler (which itself costs a little), its
+operators in a few groups; times of an operator are without those it calls.
 """
 
 import argparse
-import dataclasses
-import os
-import platform
+import statistics
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from results_page import put_section
+from results_page import machine, put_section
 from torch.profiler import ProfilerActivity, profile
 
+import skipway.training.bench as benching
 from skipway.training.machine import device_name
 from skipway.training.rehearsal import asked_of, batches_of, stepper, trainer_of
 
@@ -41,7 +43,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--stem", default="cifar")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="that are watched")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of training a round")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="0: the fastest measured")
     parser.add_argument("--write", action="store_true", help="into results.md")
     options = parser.parse_args()
     settings = {
@@ -49,6 +54,17 @@ def main() -> None:
         "train": {"batch_size": options.batch_size},
         "network": {"stem": options.stem},
     }
+    rounds: list[benching.Bench] = []
+    for _ in range(options.rounds):
+        rounds.append(
+            benching.bench(
+                options.network,
+                seconds=options.seconds,
+                peak_tflops=options.peak_tflops,
+                settings=settings,
+                roofline=rounds[0].roofline if rounds else None,
+            )
+        )
     asked = asked_of(options.network, settings, trust_code=False)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(asked, Path(folder))
@@ -59,14 +75,46 @@ def main() -> None:
             for _ in range(options.steps):
                 step()
         rows = {event.key: event.self_cpu_time_total / 1000 / options.steps for event in seen.key_averages()}
-        engine = dataclasses.asdict(trainer.learner.engine)
-    section = "\n".join(report(rows, options, engine))
+    section = "\n".join([*shares(rounds, options), "", *report(rows, options)])
     print(section)
     if options.write:
-        put_section(f"## Where a step goes: {options.network} at {options.image_size} pixels", section)
+        where = device_name(torch.device("cpu"))
+        put_section(f"## Where a step goes: {options.network} at {options.image_size} pixels, {where}", section)
 
 
-def report(rows: dict[str, float], options: argparse.Namespace, engine: dict) -> list[str]:
+def shares(rounds: Sequence[benching.Bench], options: argparse.Namespace) -> list[str]:
+    """How, then a row for training and one for inference."""
+    command = f"python benchmarks/step_profile.py {options.network} --image-size {options.image_size}"
+    command += f" --batch-size {options.batch_size} --stem {options.stem} --steps {options.steps}"
+    command += f" --rounds {options.rounds} --seconds {options.seconds:g}"
+    command += f" --peak-tflops {options.peak_tflops:g}" if options.peak_tflops else ""
+    first, parts = rounds[0], [found.parts_ms for found in rounds]
+    whole = statistics.median(sum(part.values()) for part in parts)
+    told = ", ".join(f"{name} {statistics.median(p[name] for p in parts) / whole:.0%}" for name in first.parts_ms)
+    of = "given" if first.peak == "given" else f"the fastest measured: {first.peak}"
+    lines = [
+        f"`{command}` ({machine()}, {first.machine['threads']} threads; n = {len(rounds)} rounds of "
+        f"{options.seconds:g} s; medians, in brackets the extremes)",
+        "",
+        "| | images/s | TFLOP/s | MFU |",
+        "|---|---|---|---|",
+    ]
+    for name, speeds in (("training", [r.training for r in rounds]), ("inference", [r.inference for r in rounds])):
+        cells = [
+            spread([s.images_per_s for s in speeds]),
+            spread([s.tflops for s in speeds], 3),
+            spread([100 * s.mfu for s in speeds]) + "%",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, "", f"MFU: of {first.peak_tflops:.3g} TFLOP/s ({of}). A training step: {told}."]
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def report(rows: dict[str, float], options: argparse.Namespace) -> list[str]:
     """A row a group, with its largest operators."""
     groups: dict[str, dict[str, float]] = defaultdict(dict)
     for name, ms in rows.items():
@@ -74,11 +122,8 @@ def report(rows: dict[str, float], options: argparse.Namespace, engine: dict) ->
         title = next((t for t, words in GROUPS if any(word in plain for word in words)), "all else")
         groups[title][name] = ms
     whole = sum(rows.values())
-    command = f"python benchmarks/step_profile.py {options.network} --image-size {options.image_size}"
-    command += f" --batch-size {options.batch_size} --stem {options.stem} --steps {options.steps}"
     lines = [
-        f"`{command}` ({device_name(torch.device('cpu'))}, {os.cpu_count()} cores, {engine['threads']} threads, torch "
-        f"{torch.__version__}, Python {platform.python_version()}; means of {options.steps} steps: {whole:,.0f} ms)",
+        f"Means of {options.steps} steps that were watched, {whole:,.0f} ms each:",
         "",
         "| | ms a step | share | of which |",
         "|---|---|---|---|",
