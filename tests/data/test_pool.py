@@ -52,7 +52,8 @@ def test_results_come_in_order(workers):
 def test_an_item_that_passes_a_bound_costs_itself_alone(item, reason, workers):
     tasks = [[1, 2], [3, item, 4], [5], [item], [6, 7]]
     started = time.monotonic()
-    results = run(tasks, workers, time_limit_s=1.5, memory_limit=1 << 28)
+    limit = 1.5 if item in ("sleep", "spin") else 10  # what fails at once has time for it on a busy machine
+    results = run(tasks, workers, time_limit_s=limit, memory_limit=1 << 28)
     assert results == [[2, 4], [6, Overrun(reason), 8], [10], [Overrun(reason)], [12, 14]]
     assert time.monotonic() - started < 20
 
