@@ -14,7 +14,6 @@ import os
 import platform
 import resource
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import augmentation
 import torch
+from results_page import spread
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -140,12 +140,6 @@ def main() -> None:
         augmentation.report(flip_crop, argparse.Namespace(batch=512, size=32, rounds=5 * options.rounds))
     finally:
         shutil.rmtree(scratch)
-
-
-def spread(values: Iterable[float], digits: int = 0) -> str:
-    values = list(values)
-    low, middle, high = (f"{v:.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -29,14 +29,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS, Outcome
 from peers_data import Job, write_images
-from results_page import put_section
+from results_page import put_section, spread
 
 from skipway.device import choose_device
 from skipway.training.machine import device_name
@@ -242,12 +242,6 @@ def versions() -> str:
         if importlib.util.find_spec(name):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(found)
-
-
-def spread(values: Iterable[float], digits: int = 0) -> str:
-    values = list(values)
-    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""results.md: a section for each benchmark, put in place of what stands under its heading; which machine it was."""
+"""results.md: a section for each benchmark, put in place of what stands under its heading; figures, and machines."""
 
 import datetime
 import os
 import platform
 import re
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -31,6 +33,13 @@ def replaced(text: str, heading: str, section: str) -> str:
     if not found:
         return f"{text.rstrip()}\n\n{made}"
     return f"{text[: found.start()]}{made}\n{text[found.end() :]}".rstrip() + "\n"
+
+
+def spread(values: Iterable[float], digits: int = 0) -> str:
+    """The median, and in brackets the extremes."""
+    values = list(values)
+    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
 
 
 def machine() -> str:

@@ -16,11 +16,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from results_page import machine, put_section
+from results_page import machine, put_section, spread
 
 from skipway.nn.describe import describe
 from skipway.nn.zoo import find
@@ -83,8 +82,8 @@ def report(found: dict[int, list[float]], options: argparse.Namespace) -> list[s
         "",
         "| | images/s |",
         "|---|---|",
-        f"| one process, two threads | {spread(found[1])} |",
-        f"| two processes, one thread each | {spread(found[2])} |",
+        f"| one process, two threads | {spread(found[1], 1)} |",
+        f"| two processes, one thread each | {spread(found[2], 1)} |",
         "",
         f"two / one: {statistics.median(b / a for a, b in zip(found[1], found[2], strict=True)):.2f}",
     ]
@@ -112,10 +111,6 @@ def report(found: dict[int, list[float]], options: argparse.Namespace) -> list[s
 def ring(workers: int, size: float, rate: float, latency: float) -> float:
     """Seconds of an all-reduce of so many bytes."""
     return 2 * (workers - 1) / workers * size / rate + 2 * (workers - 1) * latency
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})"
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from results_page import machine, put_section
+from results_page import machine, put_section, spread
 from torch.profiler import ProfilerActivity, profile
 
-import skipway.training.bench as benching
+from skipway.training.bench import Bench, bench
 from skipway.training.machine import device_name
 from skipway.training.rehearsal import asked_of, batches_of, stepper, trainer_of
 
@@ -54,10 +54,10 @@ def main() -> None:
         "train": {"batch_size": options.batch_size},
         "network": {"stem": options.stem},
     }
-    rounds: list[benching.Bench] = []
+    rounds: list[Bench] = []
     for _ in range(options.rounds):
         rounds.append(
-            benching.bench(
+            bench(
                 options.network,
                 seconds=options.seconds,
                 peak_tflops=options.peak_tflops,
@@ -82,7 +82,7 @@ def main() -> None:
         put_section(f"## Where a step goes: {options.network} at {options.image_size} pixels, {where}", section)
 
 
-def shares(rounds: Sequence[benching.Bench], options: argparse.Namespace) -> list[str]:
+def shares(rounds: Sequence[Bench], options: argparse.Namespace) -> list[str]:
     """How, then a row for training and one for inference."""
     command = f"python benchmarks/step_profile.py {options.network} --image-size {options.image_size}"
     command += f" --batch-size {options.batch_size} --stem {options.stem} --steps {options.steps}"
@@ -101,17 +101,12 @@ def shares(rounds: Sequence[benching.Bench], options: argparse.Namespace) -> lis
     ]
     for name, speeds in (("training", [r.training for r in rounds]), ("inference", [r.inference for r in rounds])):
         cells = [
-            spread([s.images_per_s for s in speeds]),
+            spread([s.images_per_s for s in speeds], 1),
             spread([s.tflops for s in speeds], 3),
-            spread([100 * s.mfu for s in speeds]) + "%",
+            spread([100 * s.mfu for s in speeds], 1) + "%",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, "", f"MFU: of {first.peak_tflops:.3g} TFLOP/s ({of}). A training step: {told}."]
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    low, middle, high = (f"{v:,.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 def report(rows: dict[str, float], options: argparse.Namespace) -> list[str]:

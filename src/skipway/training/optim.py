@@ -58,7 +58,8 @@ def from_zero(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.SGD) and group["fused"] and group["momentum"]:
             for p in group["params"]:
-                optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                if "momentum_buffer" not in optimizer.state[p]:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def _groups(network: nn.Module, spec: TrainSpec) -> list[dict[str, Any]]:

@@ -206,6 +206,8 @@ class Learner:
     def done(self) -> None:
         """Give back gradients, and what compiled steps keep on a device, where these lie."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.proxy:
+            self.proxy.done()
         self.engine.done()
 
     def _averaged(self, last: bool) -> contextlib.AbstractContextManager:
